@@ -1,0 +1,1 @@
+"""tinyllm: a large language model from the derivative up."""

@@ -1,0 +1,45 @@
+"""Finding the first op that makes NaN or infinity, and values changed behind the engine's back. Plain functions of arrays.
+
+Slow (every array is looked at, every input copied): for looking for a fault, not for training.
+"""
+from collections.abc import Callable
+
+import numpy as np
+
+from tinyllm.backend import to_numpy
+
+
+def check_finite(what: str, y, arguments) -> None:
+    """Raise FloatingPointError if y is not all finite although the arguments are: then `what` is where the fault began."""
+    if not _is_floating(y) or np.isfinite(to_numpy(y)).all():
+        return
+    floats = [x for x in arguments if _is_floating(x)]
+    if all(np.isfinite(to_numpy(x)).all() for x in floats):
+        raise FloatingPointError(f"{what} made NaN or infinity: result {describe(y)}; from {'; '.join(describe(x) for x in floats)}")
+
+
+def describe(x) -> str:
+    """dtype, shape and range of an array or number, and how many of its values are not finite."""
+    x = to_numpy(x)
+    finite = x[np.isfinite(x)]
+    span = f"{finite.min():.4g} … {finite.max():.4g}" if finite.size else "no finite value"
+    bad = x.size - finite.size
+    return f"{x.dtype}{list(x.shape)} in {span}" + (f", {bad} not finite" if bad else "")
+
+
+def guarded(name: str, arrays: list, backward: Callable) -> Callable:
+    """`backward`, after a check that no input array was written to since the forward."""
+    arrays = [x for x in arrays if hasattr(x, "dtype")]
+    seen = [to_numpy(x).copy() for x in arrays]
+
+    def checked(dy):
+        for x, before in zip(arrays, seen, strict=True):
+            if to_numpy(x).tobytes() != before.tobytes():
+                raise RuntimeError(f"an input of the op {name!r} ({describe(x)}) was changed in place between forward and backward")
+        return backward(dy)
+
+    return checked
+
+
+def _is_floating(x) -> bool:
+    return isinstance(x, float) or (hasattr(x, "dtype") and x.dtype.kind in "fc")

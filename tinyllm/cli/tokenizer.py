@@ -1,0 +1,112 @@
+"""`tinyllm tokenizer train|encode|decode|show`: make a tokenizer, use it, look at its work."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+
+from tinyllm.tokenizer import PATTERNS, BPETokenizer, CharTokenizer, load_tokenizer, train_bpe
+from tinyllm.tokenizer.base import END_OF_TEXT
+from tinyllm.tokenizer.show import show
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The four actions and their options."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="train|encode|decode|show")
+
+    train = actions.add_parser("train", help="learn a tokenizer from text files")
+    train.add_argument("files", nargs="+", metavar="FILE", help="text files, .jsonl files with a text field, or folders of them")
+    train.add_argument("--out", required=True, metavar="FILE", help="where the tokenizer is written (JSON)")
+    train.add_argument("--kind", choices=["bpe", "char"], default="bpe", help="byte-level BPE, or one id a character (default: %(default)s)")
+    train.add_argument("--vocab-size", type=int, default=4096, metavar="N",
+                       help="BPE: number of ids, the 256 bytes and special tokens included (default: %(default)s)")
+    train.add_argument("--pattern", choices=list(PATTERNS), default="gpt4",
+                       help="BPE: how text is cut into pieces before merging (default: %(default)s)")
+    train.add_argument("--special", action="append", metavar="TOKEN",
+                       help=f"BPE: a special token; may be given several times (default: {END_OF_TEXT})")
+
+    encode = actions.add_parser("encode", help="print the ids of a text")
+    _tokenizer_argument(encode)
+    encode.add_argument("text", nargs="?", default="-", help="the text, or - for standard input (default)")
+    encode.add_argument("--special", choices=["refuse", "allow", "text"], default="refuse",
+                        help="a special token in the text: refuse it, allow it as the token, take it as ordinary text (default: %(default)s)")
+
+    decode = actions.add_parser("decode", help="print the text of ids")
+    _tokenizer_argument(decode)
+    decode.add_argument("ids", nargs="*", metavar="ID", help="the ids; none, or -: read them from standard input")
+
+    look = actions.add_parser("show", help="show a text's tokens in colours, and the merges that made them")
+    _tokenizer_argument(look)
+    look.add_argument("text", nargs="?", default="-", help="the text, or - for standard input (default)")
+    look.add_argument("--color", choices=["auto", "always", "never"], default="auto", help="auto: only on a terminal (default)")
+
+
+def _tokenizer_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("tokenizer", metavar="TOKENIZER", help="tokenizer file (JSON)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do the chosen action; 0 when it went well, ValueError or OSError when not."""
+    {"train": _train, "encode": _encode, "decode": _decode, "show": _show}[args.action](args)
+    return 0
+
+
+def _train(args: argparse.Namespace) -> None:
+    from tinyllm.data.text import read_documents
+    read = {"documents": 0, "bytes": 0}
+
+    def texts() -> Iterator[str]:
+        for document in read_documents(args.files):
+            read["documents"] += 1
+            read["bytes"] += len(document.text.encode("utf-8", "surrogatepass"))
+            yield document.text
+
+    start = time.perf_counter()
+    if args.kind == "char":
+        tokenizer = CharTokenizer.train(texts())
+    else:
+        tokenizer = train_bpe(texts(), args.vocab_size, args.pattern, args.special or (END_OF_TEXT,))
+    tokenizer.save(args.out)
+    seconds = time.perf_counter() - start
+    print(f"read {read['documents']} documents, {read['bytes'] / 1e6:.1f} MB, in {seconds:.1f} s")
+    if isinstance(tokenizer, BPETokenizer):
+        print(f"{tokenizer.vocab_size} ids: 256 bytes, {len(tokenizer.merges)} merges, {len(tokenizer.special_tokens)} special")
+    else:
+        print(f"{tokenizer.vocab_size} ids, one for each character")
+    print(f"wrote {args.out}")
+
+
+def _input(text: str) -> bytes:
+    """The bytes of a command-line argument, or of standard input for -."""
+    return sys.stdin.buffer.read() if text == "-" else os.fsencode(text)
+
+
+def _encode(args: argparse.Namespace) -> None:
+    tokenizer = load_tokenizer(args.tokenizer)
+    meaning = {"refuse": {}, "allow": {"allowed_special": "all"}, "text": {"disallowed_special": ()}}[args.special]
+    try:
+        ids = tokenizer.encode_bytes(_input(args.text), **meaning)
+    except ValueError as error:
+        if args.special == "refuse" and "allowed_special=" in str(error):
+            raise ValueError(f"{str(error).split(': pass')[0]}: add --special allow or --special text") from None
+        raise
+    print(*ids)
+
+
+def _decode(args: argparse.Namespace) -> None:
+    tokenizer = load_tokenizer(args.tokenizer)
+    words = sys.stdin.read().split() if args.ids in ([], ["-"]) else args.ids
+    for word in words:
+        if not word.isdecimal():
+            raise ValueError(f"an id must be a whole number, got {word!r}")
+    sys.stdout.flush()
+    sys.stdout.buffer.write(tokenizer.decode_bytes(map(int, words)))    # bytes: what was not UTF-8 comes back as it was
+    sys.stdout.buffer.write(b"\n" if sys.stdout.isatty() else b"")
+    sys.stdout.buffer.flush()
+
+
+def _show(args: argparse.Namespace) -> None:
+    tokenizer = load_tokenizer(args.tokenizer)
+    color = args.color == "always" or args.color == "auto" and sys.stdout.isatty()
+    print(*show(tokenizer, _input(args.text).decode("utf-8", "replace"), color=color), sep="\n")

@@ -1,0 +1,79 @@
+"""Documents, a tokenizer and a folder -> train.bin and val.bin."""
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyllm.data.shards import Shard, open_shard, token_dtype, write_shard
+from tinyllm.data.split import split
+from tinyllm.data.text import Document
+from tinyllm.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The two parts of a data set as open shards; val is None where no text was set aside."""
+
+    train: Shard
+    val: Shard | None
+
+
+def prepare(documents: Iterable[Document], tokenizer: Tokenizer, folder: str | os.PathLike, val_fraction: float, seed: int) -> PreparedData:
+    """Split the documents, encode them, and write folder/train.bin and, where val_fraction is not 0, folder/val.bin.
+
+    If there is more than one document and the tokenizer has an end_of_text, it follows every document. A single text gets none: its
+    training part does not end, it goes on in the validation part.
+
+    Texts are encoded as ordinary text: a "<|endoftext|>" written in one is those 13 characters. All text is in memory, but the
+    tokens of only one document at a time. Shards already in the folder are replaced once the new ones are complete.
+    """
+    documents = [document for document in documents if document.text]
+    train, val = split(documents, val_fraction, seed)
+    end_of_text = tokenizer.end_of_text if len(documents) > 1 else None
+    tokenizer_hash, dtype = tokenizer.fingerprint(), token_dtype(tokenizer.vocab_size)
+    folder = Path(folder)
+    staging = folder / "preparing"
+    shutil.rmtree(staging, ignore_errors=True)  # left by a run that was killed here
+    staging.mkdir(parents=True)
+    try:
+        for name, part in (("val.bin", val), ("train.bin", train)):
+            if part:
+                write_shard(staging / name, _encode(part, tokenizer, end_of_text), tokenizer_hash, dtype)
+        _install(staging, folder)
+    finally:
+        shutil.rmtree(staging)
+    return PreparedData(open_shard(folder / "train.bin"), open_shard(folder / "val.bin") if val else None)
+
+
+def open_prepared(folder: str | os.PathLike, tokenizer_hash: str) -> PreparedData:
+    """Open what prepare() wrote earlier, if this tokenizer made it.
+
+    The checksums are verified: these files have lain on a disk, and training reads every byte many times, so once more costs little.
+    Errors: FileNotFoundError where train.bin is missing; ValueError for another tokenizer or a damaged file.
+    """
+    folder = Path(folder)
+    train = open_shard(folder / "train.bin", tokenizer_hash)
+    val = open_shard(folder / "val.bin", tokenizer_hash) if (folder / "val.bin").exists() else None
+    for shard in (train, val):
+        if shard is not None:
+            shard.verify()
+    return PreparedData(train, val)
+
+
+def _encode(documents: list[Document], tokenizer: Tokenizer, end_of_text: int | None) -> Iterator[tuple[list[int], int]]:
+    for document in documents:
+        ids = tokenizer.encode_ordinary(document.text)
+        if end_of_text is not None:
+            ids.append(end_of_text)
+        yield ids, len(document.text.encode())
+
+
+def _install(staging: Path, folder: Path) -> None:
+    """Move the new shards into place. train.bin goes first and comes back last: killed in between, there is no train.bin, which
+    open_prepared reports, and never a new validation part beside an old training part that may contain it."""
+    (folder / "train.bin").unlink(missing_ok=True)
+    (folder / "val.bin").unlink(missing_ok=True)
+    for name in ("val.bin", "train.bin"):
+        if (staging / name).exists():
+            os.replace(staging / name, folder / name)

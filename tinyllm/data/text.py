@@ -1,0 +1,127 @@
+"""Files and folders of text -> documents.
+
+Text is kept exactly as it is on disk, line endings included: a model of a text is a model of those characters. Only a UTF-8 byte
+order mark at the start of a file is dropped, because it says how the file is stored and is no part of what was written.
+"""
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+SUFFIXES = (".txt", ".md", ".py", ".jsonl")  # what is taken from a folder; a file that is named itself may have any suffix
+BYTE_ORDER_MARK = "\ufeff"
+
+
+@dataclass(frozen=True)
+class Document:
+    """A piece of text that belongs together, and where it came from: a path, with the line number for a record of a .jsonl file."""
+
+    text: str
+    source: str
+
+
+def read_documents(paths: Iterable[str | os.PathLike], on_skip: Callable[[str], None] = warnings.warn) -> Iterator[Document]:
+    """Read text files, .jsonl files and folders, in the order given.
+
+    A .jsonl file gives one document a line, from the string field `text`; any other file is one document. A folder gives its
+    .txt, .md, .py and .jsonl files at any depth, sorted by path; files and folders whose names start with a dot are left out.
+
+    on_skip gets one line for every file of a folder that is passed over because it is binary, not UTF-8 or cannot be opened.
+    Without it a Python warning is given. A file that was named itself, and a bad record in any .jsonl, is an error instead;
+    so is a folder in which nothing is found. Empty files of a folder and records with an empty text hold nothing to lose.
+
+    Errors: FileNotFoundError or ValueError, in one line with the file, the line or byte, and what to do.
+    """
+    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        documents = _read_folder(path, on_skip) if path.is_dir() else _read_file(path)
+        first = next(documents, None)
+        if first is None:
+            found = f"a folder with no text in any {', '.join(SUFFIXES)} file" if path.is_dir() else "the file holds no text"
+            raise ValueError(f"{path}: {found}")
+        yield first
+        yield from documents
+
+
+def _read_file(path: Path) -> Iterator[Document]:
+    if path.suffix == ".jsonl":
+        yield from _read_jsonl(path)
+    elif text := decode(path.read_bytes(), str(path)):
+        yield Document(text, str(path))
+
+
+def _read_folder(folder: Path, on_skip: Callable[[str], None]) -> Iterator[Document]:
+    for path in files_below(folder, SUFFIXES):
+        if path.suffix == ".jsonl":
+            yield from _read_jsonl(path)  # its errors are not caught: by then half of the file may have been used
+            continue
+        try:
+            text = decode(path.read_bytes(), str(path))
+        except (ValueError, OSError) as error:
+            on_skip(f"skipped {error}")
+            continue
+        if text:
+            yield Document(text, str(path))
+
+
+def files_below(folder: Path, suffixes: tuple[str, ...], leave_out: Iterable[str] = ()) -> list[Path]:
+    """All files with one of the suffixes below a folder, sorted by path; hidden ones and folders named in leave_out are not entered."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in leave_out]
+        found += [Path(parent, name) for name in names if name.endswith(suffixes) and not name.startswith(".")]
+    return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+def _read_jsonl(path: Path) -> Iterator[Document]:
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{path}, line {number}"
+            line = decode(line, where)
+            if line.strip() and (text := _text_field(line, where)):
+                yield Document(text, f"{path}:{number}")
+
+
+def _text_field(line: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not valid JSON ({error}); each line must be one object like {{\"text\": \"...\"}}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected an object with a field 'text', found {_json_kind(record)}")
+    if "text" not in record:
+        raise ValueError(f"{where}: the field 'text' is missing; fields found: {', '.join(map(repr, record)) or 'none'}")
+    text = record["text"]
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: the field 'text' must be a string, found {_json_kind(text)}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell "\ud800", which is no character and has no UTF-8 form
+        problem = f"holds half of a surrogate pair at character {error.start}; correct the record"
+        raise ValueError(f"{where}: the field 'text' {problem}") from error
+    return text
+
+
+def _json_kind(value: object) -> str:
+    return {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(type(value), "a number")
+
+
+def decode(data: bytes, where: str) -> str:
+    """Bytes -> text. Raises ValueError, starting with `where`, for bytes that are not UTF-8 or hold a NUL, as only binary files do."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"{where}: this is UTF-16, expected UTF-8; convert it, for example with iconv -f UTF-16 -t UTF-8")
+    nul = data.find(0)
+    if nul >= 0:
+        raise ValueError(f"{where}: a binary file (byte {nul} is NUL), expected text; convert it to plain text or leave it out")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{where}: not UTF-8 (byte {error.start} is 0x{data[error.start]:02x}); "
+            "convert it, for example with iconv -f LATIN1 -t UTF-8, or leave it out"
+        ) from error
+    return text.removeprefix(BYTE_ORDER_MARK)

@@ -1,0 +1,103 @@
+"""Cross-entropy of the next token: the loss that language models are trained with.
+
+For one row of scores z over the vocabulary and the true token t, with lse = ln Σ eᶻ,
+
+    -ln p(t) = lse - z_t
+
+and, with label smoothing ε (the target is 1-ε on t plus ε spread over all V) and the z-loss ζ (keeps lse near 0):
+
+    l = lse - (1-ε)·z_t - ε·mean(z) + ζ·lse²
+
+Backward.  ∂lse/∂z = p, so      dl/dz = (1 + 2ζ·lse)·p - (1-ε)·[t] - ε/V             [t] is 1 at the true token
+The loss is the weighted mean over rows, Σ wᵢlᵢ / Σ wᵢ. A row whose target is `ignore_index` has weight 0. Where every row does, the
+loss and its gradient are 0, and a RuntimeWarning says so.
+Sources: Szegedy et al. 2016 (label smoothing); de Brébisson & Vincent 2016 and Chowdhery et al. 2022 (z-loss).
+"""
+import warnings
+
+from tinyllm.backend import array_module
+from tinyllm.tensor import op
+
+
+@op
+def cross_entropy(logits, targets, weights=None, *, ignore_index=-1, label_smoothing=0.0, z_loss=0.0):
+    """Mean cross-entropy of scores against token ids.     (..., V), (...) int, (...) float or None -> ()"""
+    z = logits.reshape(-1, logits.shape[-1])
+    t, share = _rows(targets, weights, ignore_index, z)
+    losses, lse = _row_losses(z, t, label_smoothing, z_loss)
+
+    def backward(dy):
+        dz = _row_gradient(z, t, lse, label_smoothing, z_loss)
+        return (dz * (share * dy)[:, None]).reshape(logits.shape), None, None
+
+    return (losses * share).sum(), backward
+
+
+@op
+def linear_cross_entropy(x, w, targets, weights=None, *, ignore_index=-1, label_smoothing=0.0, z_loss=0.0, rows=None):
+    """cross_entropy(x·wᵀ, targets), without ever holding all scores.     (..., C), (V, C), (...) int, (...) or None -> ()
+
+    At V = 50,000 the scores of a batch are far larger than all else in the model together. Here they exist for `rows` rows at a time
+    (by default about 4 million scores), once in the forward, which keeps only lse, and once more in the backward.
+
+    Backward.  With dz as in cross_entropy, slice by slice:      dx = dz·w      dw = Σ dzᵀ·x
+    """
+    xp = array_module(x)
+    flat = x.reshape(-1, x.shape[-1])
+    t, share = _rows(targets, weights, ignore_index, flat)
+    step = rows or max(1, 2**22 // w.shape[0])
+    slices = [slice(i, i + step) for i in range(0, len(flat), step)]
+    parts = [_row_losses(flat[s] @ w.T, t[s], label_smoothing, z_loss) for s in slices]
+    lse = [part[1] for part in parts]
+    loss = (xp.concatenate([part[0] for part in parts]) * share).sum() if parts else share.sum()
+
+    def backward(dy):
+        dx, dw = xp.empty_like(flat), xp.zeros_like(w)
+        for s, lse_of_slice in zip(slices, lse, strict=True):
+            dz = _row_gradient(flat[s] @ w.T, t[s], lse_of_slice, label_smoothing, z_loss)
+            dz *= (share[s] * dy)[:, None]
+            dx[s] = dz @ w
+            dw += dz.T @ flat[s]
+        return dx.reshape(x.shape), dw, None, None
+
+    return loss, backward
+
+
+def _rows(targets, weights, ignore_index, like):
+    """Targets as a flat array with 0 in place of ignored ones, and each row's share of the mean (0 where ignored)."""
+    xp = array_module(like)
+    targets = targets.reshape(-1)
+    counted = targets != ignore_index
+    share = counted.astype(like.dtype)
+    if weights is not None:
+        share = share * weights.reshape(-1)
+    total = share.sum()
+    if total == 0:
+        warnings.warn("cross-entropy: every target is ignored or has weight 0, so loss and gradient are 0", RuntimeWarning, stacklevel=4)
+        return xp.where(counted, targets, 0), share
+    return xp.where(counted, targets, 0), share / total
+
+
+def _row_losses(z, t, label_smoothing, z_loss):
+    """The loss of each row, and its lse.     (N, V), (N,) -> (N,), (N,)"""
+    xp = array_module(z)
+    top = z.max(-1, keepdims=True)  # subtracted so that e^z cannot overflow
+    lse = (top + xp.log(xp.exp(z - top).sum(-1, keepdims=True)))[:, 0]
+    losses = lse - (1 - label_smoothing) * z[xp.arange(len(t)), t]
+    if label_smoothing:
+        losses -= label_smoothing * z.mean(-1)
+    if z_loss:
+        losses += z_loss * lse * lse
+    return losses, lse
+
+
+def _row_gradient(z, t, lse, label_smoothing, z_loss):
+    """dl/dz of each row.     (N, V), (N,), (N,) -> (N, V)"""
+    xp = array_module(z)
+    dz = xp.exp(z - lse[:, None])
+    if z_loss:
+        dz *= (1 + 2 * z_loss * lse)[:, None]
+    dz[xp.arange(len(t)), t] -= 1 - label_smoothing
+    if label_smoothing:
+        dz -= label_smoothing / z.shape[1]
+    return dz

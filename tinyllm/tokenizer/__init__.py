@@ -1,0 +1,22 @@
+"""Text to ids and back. Read in this order:
+
+    bpe.py         byte-pair encoding itself: learn merges from counted pieces, apply them to bytes; the definition, then the fast twin
+    patterns.py    how text is cut into pieces first, so that no token spans two words
+    base.py        what every tokenizer does: special tokens, decoding, saving, fingerprint
+    byte_level.py  BPETokenizer and train_bpe: bpe.py and patterns.py put together, with a cache of pieces
+    characters.py  CharTokenizer: one id a character
+    streaming.py   StreamDecoder: ids arrive one at a time, only whole characters leave
+    files.py       load_tokenizer: one JSON file, checked
+    show.py        a text's tokens, and the merges that made them, for a terminal
+"""
+
+from tinyllm.tokenizer.base import Tokenizer
+from tinyllm.tokenizer.byte_level import BPETokenizer, train_bpe
+from tinyllm.tokenizer.characters import CharTokenizer
+from tinyllm.tokenizer.files import load_tokenizer
+from tinyllm.tokenizer.patterns import GPT2, GPT4, PATTERNS
+from tinyllm.tokenizer.streaming import StreamDecoder
+
+__all__ = [
+    "GPT2", "GPT4", "PATTERNS", "BPETokenizer", "CharTokenizer", "StreamDecoder", "Tokenizer", "load_tokenizer", "train_bpe",
+]
