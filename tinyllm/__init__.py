@@ -1,1 +1,12 @@
-"""tinyllm: a large language model from the derivative up."""
+"""tinyllm: a large language model from the derivative up, in NumPy.
+
+    from tinyllm import Tensor, gradcheck, ops
+
+README.md gives the order in which to read the package.
+"""
+from tinyllm import ops
+from tinyllm.gradcheck import gradcheck
+from tinyllm.tensor import Tensor, checkpoint, detect_anomaly, no_grad, op
+
+__version__ = "0.1.0"
+__all__ = ["Tensor", "checkpoint", "detect_anomaly", "gradcheck", "no_grad", "op", "ops"]

@@ -10,11 +10,15 @@ from tinyllm.backend import to_numpy
 
 
 def check_finite(what: str, y, arguments) -> None:
-    """Raise FloatingPointError if y is not all finite although the arguments are: then `what` is where the fault began."""
+    """Raise FloatingPointError if y holds NaN and no argument does, or infinity and all arguments are finite: `what` began it.
+
+    Infinity among the arguments is no fault in itself (a mask is made of it), but NaN made from it is.
+    """
     if not _is_floating(y) or np.isfinite(to_numpy(y)).all():
         return
     floats = [x for x in arguments if _is_floating(x)]
-    if all(np.isfinite(to_numpy(x)).all() for x in floats):
+    fine = (lambda x: ~np.isnan(x)) if np.isnan(to_numpy(y)).any() else np.isfinite
+    if all(fine(to_numpy(x)).all() for x in floats):
         raise FloatingPointError(f"{what} made NaN or infinity: result {describe(y)}; from {'; '.join(describe(x) for x in floats)}")
 
 
@@ -22,20 +26,20 @@ def describe(x) -> str:
     """dtype, shape and range of an array or number, and how many of its values are not finite."""
     x = to_numpy(x)
     finite = x[np.isfinite(x)]
-    span = f"{finite.min():.4g} … {finite.max():.4g}" if finite.size else "no finite value"
+    span = f"{float(finite.min()):.4g} … {float(finite.max()):.4g}" if finite.size else "no finite value"
     bad = x.size - finite.size
     return f"{x.dtype}{list(x.shape)} in {span}" + (f", {bad} not finite" if bad else "")
 
 
 def guarded(name: str, arrays: list, backward: Callable) -> Callable:
-    """`backward`, after a check that no input array was written to since the forward."""
+    """`backward`, after a check that no array that it may have saved (inputs, result) was written to since the forward."""
     arrays = [x for x in arrays if hasattr(x, "dtype")]
     seen = [to_numpy(x).copy() for x in arrays]
 
     def checked(dy):
         for x, before in zip(arrays, seen, strict=True):
             if to_numpy(x).tobytes() != before.tobytes():
-                raise RuntimeError(f"an input of the op {name!r} ({describe(x)}) was changed in place between forward and backward")
+                raise RuntimeError(f"an input or the result of the op {name!r} ({describe(x)}) was changed in place between forward and backward")
         return backward(dy)
 
     return checked

@@ -81,13 +81,14 @@ def gradcheck(
     function : takes the inputs as Tensors and returns one Tensor of any shape. Must give the same result each time.
     inputs : arrays or Tensors. Floating-point arrays, and Tensors that require a gradient, are checked and must be float64; integer and
         boolean arrays, Tensors that require none, and anything else are passed on as they are.
-    parameters : further leaf Tensors (float64) that function reaches by itself, by name, such as dict(module.named_parameters()).
+    parameters : further leaf Tensors (float64) that function reaches by itself, by name, such as dict(module.named_parameters());
+        those that require no gradient are left out.
     method : "central", "projection" or "complex", see above.      directions : how many, for "projection".
     step : h; by default 1e-4, and 1e-30 for "complex".            tolerance : largest error for the report to be true.
     rng : draws the upstream gradient and the directions.
 
     Raises ValueError for float32 (or 16-bit) values, whose rounding would drown the difference; for nothing to check; for a function
-    that is not deterministic.
+    that is not deterministic or does not return a Tensor.
     """
     if method not in STEP:
         raise ValueError(f"gradcheck method {method!r} is unknown: use one of {', '.join(STEP)}")
@@ -95,28 +96,39 @@ def gradcheck(
     arguments = [_leaf(x, f"input {i}") for i, x in enumerate(inputs)]
     leaves = {f"input {i}": x for i, x in enumerate(arguments) if isinstance(x, Tensor) and x.requires_grad}
     for name, parameter in (parameters or {}).items():
-        _refuse_low_precision(parameter.data, name)
-        leaves[name] = parameter
+        if parameter.requires_grad:
+            _refuse_low_precision(parameter.data, name)
+            leaves[name] = parameter
     if not leaves:
-        raise ValueError("gradcheck: nothing to check, since no input is a floating-point array")
+        raise ValueError("gradcheck: nothing to check, since no input is a floating-point array that requires a gradient")
     y = function(*arguments)
+    if not isinstance(y, Tensor):
+        raise ValueError(f"gradcheck: function must return one Tensor, got {type(y).__name__}")
+    _refuse_low_precision(y.data, "the result")
     dy = np.asarray(rng.standard_normal(y.shape))
-    value = _scalar(function, arguments, dy)
     if not np.array_equal(y.data, function(*arguments).data, equal_nan=True):
         raise ValueError("gradcheck: function gave two different results for the same input; draw its randomness from a fixed seed inside")
-    kept = {name: leaf.grad for name, leaf in leaves.items()}
-    for leaf in leaves.values():
-        leaf.grad = None
-    y.backward(dy)
-    floor = NOISE * max(1.0, abs(value)) / tolerance if method != "complex" else 1e-12
+    analytic = _gradients(y, dy, leaves)
+    floor = NOISE * max(1.0, np.abs(y.data * dy).sum()) / tolerance if method != "complex" else 1e-12
     check = _by_direction if method == "projection" else _by_element
     reports = []
     for name, leaf in leaves.items():
-        analytic = np.zeros(leaf.shape) if leaf.grad is None else leaf.grad
-        leaf.grad = kept[name]
         slope = _slope(function, arguments, dy, leaf, method, step or STEP[method])
-        reports.append(check(name, analytic, slope, floor, directions, rng))
+        reports.append(check(name, analytic[name], slope, floor, directions, rng))
     return Report(tuple(reports), tolerance)
+
+
+def _gradients(y, dy, leaves) -> dict[str, np.ndarray]:
+    """What backward says. The leaves' own `.grad` is put back, since a user's parameters may hold one."""
+    kept = {name: leaf.grad for name, leaf in leaves.items()}
+    try:
+        for leaf in leaves.values():
+            leaf.grad = None
+        y.backward(dy)
+        return {name: np.zeros(leaf.shape) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
+    finally:
+        for name, leaf in leaves.items():
+            leaf.grad = kept[name]
 
 
 def _leaf(x, name):
@@ -166,7 +178,8 @@ def _by_element(name, analytic, slope, floor, directions, rng) -> InputReport:
         unit[index] = 0
     if not analytic.size:
         return InputReport(name, analytic.shape, 0.0, "no elements", 0.0, 0.0)
-    scale = max(np.abs(analytic).max(), np.abs(numeric).max(), floor)
+    sizes = np.abs([analytic, numeric])
+    scale = max(sizes[np.isfinite(sizes)].max(initial=0.0), floor)
     errors = np.abs(analytic - numeric) / scale
     worst = np.unravel_index(np.argmax(np.where(np.isnan(errors), np.inf, errors)), errors.shape)
     where = tuple(int(i) for i in worst)

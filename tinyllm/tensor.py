@@ -41,12 +41,12 @@ class Node:
 
     __slots__ = ("name", "number", "parents", "shapes", "dtypes", "saved", "backward")
 
-    def __init__(self, name, inputs, backward):
+    def __init__(self, name, inputs, result, backward):
         self.name, self.number, self.backward = name, next(_numbers), backward
         self.parents = tuple((x.node or x) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs)
         self.shapes = tuple(getattr(x, "shape", ()) for x in inputs)
         self.dtypes = tuple(getattr(x, "dtype", None) for x in inputs)
-        self.saved = tuple((x.version, x.version.count) for x in inputs if isinstance(x, Tensor))
+        self.saved = tuple((x.version, x.version.count) for x in (*inputs, result) if isinstance(x, Tensor))
 
     def take(self) -> tuple[Callable, tuple]:
         """The backward closure and the parents; forgets both, so that activations die with this call's result."""
@@ -57,7 +57,7 @@ class Node:
             )
         if any(version.count != count for version, count in self.saved):
             raise RuntimeError(
-                f"backward() reached the op {self.name!r}, one of whose inputs was changed in place after the op had saved it: "
+                f"backward() reached the op {self.name!r}, whose inputs or result were changed in place after the op had saved them: "
                 "change values after backward(), or work on a copy"
             )
         backward, parents = self.backward, self.parents
@@ -78,7 +78,7 @@ class Tensor:
     """
 
     __slots__ = ("data", "grad", "requires_grad", "node", "version", "__weakref__")
-    __array_priority__ = 1000  # array + Tensor asks Tensor.__radd__ instead of looping over the elements
+    __array_ufunc__ = None  # array + Tensor asks Tensor.__radd__ instead of looping over the elements; np.exp(Tensor) is a TypeError
 
     def __init__(self, data, requires_grad: bool = False):
         if isinstance(data, Tensor):
@@ -87,7 +87,7 @@ class Tensor:
             data = np.asarray(data)  # NumPy turns 0-d results into scalars (and its float64 scalar passes for a Python float)
         elif isinstance(data, bool | int | float | complex | list | tuple):
             data = np.asarray(data, dtype=np.float32)
-        if requires_grad and data.dtype.kind not in "fc":
+        if requires_grad and data.dtype.kind != "f":
             raise ValueError(f"only floating-point values can have a gradient, got {data.dtype}")
         self.data, self.grad, self.requires_grad = data, None, requires_grad
         self.node: Node | None = None
@@ -118,9 +118,9 @@ class Tensor:
 
     def __setitem__(self, index, value):
         """Write values in place. Refused while a gradient is recorded, which could not flow through the write."""
-        if self.requires_grad and _recording.get():
-            raise RuntimeError("writing into a Tensor that requires a gradient: wrap it in no_grad(), or use where() or concatenate()")
-        self.data[index] = value.data if isinstance(value, Tensor) else value
+        if _recording.get() and (self.requires_grad or (isinstance(value, Tensor) and value.requires_grad)):
+            raise RuntimeError("writing to or from a Tensor that requires a gradient: wrap it in no_grad(), or use where() or concatenate()")
+        self.data[_plain(index)] = _plain(value)
         self.version.count += 1
 
     def item(self) -> float:
@@ -131,8 +131,10 @@ class Tensor:
         return to_numpy(self.data)
 
     def detach(self) -> "Tensor":
-        """The same values, outside the graph."""
-        return Tensor(self.data)
+        """The same values (the same array, not a copy), outside the graph."""
+        result = Tensor(self.data)
+        result.version = self.version
+        return result
 
     def backward(self, grad=None) -> None:
         """Add the gradient of this value to `.grad` of every leaf that it depends on and that requires one.
@@ -147,52 +149,58 @@ class Tensor:
         if grad is None and self.size != 1:
             raise ValueError(f"backward() from a Tensor of shape {self.shape} needs the upstream gradient: pass one of that shape")
         xp = array_module(self.data)
-        grad = xp.ones_like(self.data) if grad is None else xp.asarray(grad, dtype=self.dtype)
+        grad = xp.ones_like(self.data) if grad is None else xp.asarray(_plain(grad), dtype=self.dtype)
         if grad.shape != self.shape:
-            if grad.size != 1:
+            if grad.ndim:
                 raise ValueError(f"the upstream gradient has shape {grad.shape}, the Tensor {self.shape}")
             grad = xp.broadcast_to(grad, self.shape)
         _backward(self.node or self, grad)
 
 
 def _backward(start, grad) -> None:
-    if isinstance(start, Tensor):
-        return _add_to_leaf(start, grad, fresh=False)
     pending = _Pending()
     pending.add(start, grad, fresh=False)
     while pending.order:
         node, dy = pending.pop()
         backward, parents = node.take()
-        for i, (dx, fresh) in enumerate(_gradients(node, backward, parents, dy)):
-            if dx is not None and _anomaly.get():
-                check_finite(f"the backward of {node.name!r} for its input {i}", dx, [dy])
+        gradients = backward(dy)
+        if isinstance(gradients, Tensor):  # a checkpoint that has run again: go on into the graph of that run
+            if gradients.requires_grad:
+                pending.add(gradients.node or gradients, dy, fresh=False)
+            continue
+        for i, (dx, fresh) in enumerate(_gradients(node, gradients, parents, dy)):
             if dx is None:
                 continue
+            if _anomaly.get():
+                check_finite(f"the backward of {node.name!r} for its input {i}", dx, [dy])
             fitted = _fit(dx, node.shapes[i], node.dtypes[i], node.name)
-            add = _add_to_leaf if isinstance(parents[i], Tensor) else pending.add
-            add(parents[i], fitted, fresh or (fitted is not dx and fitted.base is None))
+            pending.add(parents[i], fitted, fresh or (fitted is not dx and fitted.base is None))
 
 
-def _gradients(node: Node, backward: Callable, parents: tuple, dy) -> Iterator[tuple]:
+def _gradients(node: Node, gradients, parents: tuple, dy) -> Iterator[tuple]:
     """(gradient, whether nobody else holds it) for each parent, computed when it is asked for; (None, False) where none is wanted."""
-    gradients = backward(dy)
-    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+    gradients = list(gradients) if isinstance(gradients, tuple) else [gradients]
     if len(gradients) != len(parents):
         raise RuntimeError(f"the backward of {node.name!r} returned {len(gradients)} gradients for {len(parents)} inputs")
     for i, parent in enumerate(parents):
         dx = gradients[i] if parent is not None else None
-        dx = dx() if callable(dx) else dx
+        dx = gradients[i] = dx() if callable(dx) else dx
         others = (dy, *gradients[:i], *gradients[i + 1 :])
         yield dx, dx is not None and dx.base is None and not any(dx is o or dx is getattr(o, "base", None) for o in others)
 
 
 class _Pending:
-    """Gradients that wait for more parts, handed out by descending op number, so that each is complete when it is taken."""
+    """Gradients that wait for more parts, handed out by descending op number, so that each is complete when it is taken.
+
+    Those of leaves do not wait: they are added to `.grad` at once.
+    """
 
     def __init__(self):
         self.order, self.parts, self.owned = [], {}, set()
 
-    def add(self, node: Node, dx, fresh: bool) -> None:
+    def add(self, node: Node | Tensor, dx, fresh: bool) -> None:
+        if isinstance(node, Tensor):
+            return _add_to_leaf(node, dx, fresh)
         if node not in self.parts:
             heapq.heappush(self.order, (-node.number, node))
             self.parts[node] = dx
@@ -212,7 +220,7 @@ class _Pending:
 
 def _add_to_leaf(leaf: Tensor, dx, fresh: bool) -> None:
     if leaf.grad is None:
-        leaf.grad = dx if fresh else dx.copy()
+        leaf.grad = array_module(leaf.data).asarray(dx if fresh else dx.copy())  # NumPy makes scalars of 0-d results
     else:
         leaf.grad += dx
 
@@ -227,9 +235,10 @@ def _fit(dx, shape, dtype, name):
         if extra < 0:
             raise RuntimeError(f"the backward of {name!r} returned a gradient of shape {dx.shape} for an input of shape {shape}")
         axes = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(shape) if n == 1 and dx.shape[extra + i] != 1)
-        dx = dx.sum(axes, keepdims=True).reshape(dx.shape[extra:] if not axes else shape)
-        if dx.shape != shape:
-            raise RuntimeError(f"the backward of {name!r} returned a gradient that does not reduce to its input's shape {shape}")
+        total = dx.sum(axes, keepdims=True)
+        if total.shape[extra:] != shape:
+            raise RuntimeError(f"the backward of {name!r} returned a gradient of shape {dx.shape} for an input of shape {shape}")
+        dx = total.reshape(shape)
     return dx if dx.dtype == dtype else dx.astype(dtype)
 
 
@@ -247,20 +256,28 @@ def op(function: Callable) -> Callable:
     array that somebody else keeps: the engine may add into it. `op.array` is the plain function.
     """
 
-    arity = function.__code__.co_argcount  # inputs with a default may be left out; 0 for *xs
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]  # of the inputs; none for *xs
+    required = len(names) - len(function.__defaults__ or ())
 
     @functools.wraps(function)
     def apply(*inputs, **settings):
-        inputs += (None,) * (arity - len(inputs))
-        arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]
+        if len(inputs) < len(names):  # inputs with a default may be left out, or be given by name
+            inputs += tuple(settings.pop(name) if name in settings else None for name in names[len(inputs) :])
+            if any(x is None for x in inputs[:required]):
+                raise TypeError(f"{function.__name__}() needs its first {required} arguments: {', '.join(names[:required])}")
+        arrays = [_plain(x) for x in inputs]
+        settings = {name: _plain(value) for name, value in settings.items()}
         y, backward = function(*arrays, **settings)
         if _anomaly.get():
             check_finite(f"the op {function.__name__!r}", y, [*arrays, *settings.values()])
-            backward = guarded(function.__name__, arrays, backward)
+            backward = guarded(function.__name__, [*arrays, y], backward)
         result = Tensor(y)
+        for x in inputs:
+            if isinstance(x, Tensor) and _is_view(result.data, x.data):
+                result.version = x.version  # writing into one changes the other
         if _recording.get() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
             result.requires_grad = True
-            result.node = Node(function.__name__, inputs, backward)
+            result.node = Node(function.__name__, inputs, result, backward)
         return result
 
     if function.__name__ in OPS:
@@ -268,6 +285,16 @@ def op(function: Callable) -> Callable:
     OPS[function.__name__] = apply
     apply.array = function
     return apply
+
+
+def _plain(x):
+    """The array of a Tensor; the Python number of a NumPy scalar, whose float64 would turn every float32 it meets into float64."""
+    return x.data if isinstance(x, Tensor) else x.item() if isinstance(x, np.generic) else x
+
+
+def _is_view(y, x) -> bool:
+    """Whether y was made as a view of x (or is x), so that both are the same memory."""
+    return y is x or (y.base is not None and (y.base is x or y.base is x.base))
 
 
 @contextmanager
@@ -296,9 +323,10 @@ def detect_anomaly():
 def checkpoint(function: Callable, *inputs, rng: np.random.Generator | None = None) -> Tensor:
     """function(*inputs), without keeping its activations: backward() runs it again to get them.
 
-    Memory falls from all activations inside `function` to its inputs; the price is one more forward. Gradients are bitwise those of
-    the plain call, since the second run repeats the first: where `function` draws random numbers, pass the generator that it uses as
-    `rng`, and its state is put back for the second run. Parameters that `function` reaches on its own get their gradients too.
+    Memory falls from all activations inside `function` to its inputs; the price is one more forward. The second run takes the place
+    of the first in the graph, so that gradients are bitwise those of the plain call. Where `function` draws random numbers, pass the
+    generator that it uses as `rng`, and its state is put back for the second run. Tensors that `function` reaches on its own, such as
+    parameters, get their gradients too.
     Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
     """
     state = rng.bit_generator.state if rng else None
@@ -307,16 +335,12 @@ def checkpoint(function: Callable, *inputs, rng: np.random.Generator | None = No
     if not _recording.get():
         return y
 
-    def backward(dy):
-        leaves = [Tensor(x, wanted) if wanted is not None else x for x, wanted in kept]
+    def run_again(dy):
         with _set(_recording, True), _replayed(rng, state):
-            again = function(*leaves)
-        again.backward(dy)
-        return tuple(x.grad if isinstance(x, Tensor) else None for x in leaves)
+            return function(*inputs)
 
-    kept = [(x.data, x.requires_grad) if isinstance(x, Tensor) else (x, None) for x in inputs]  # arrays: a Tensor would hold its graph
     result = Tensor(y.data, requires_grad=True)
-    result.node = Node("checkpoint", inputs, backward)
+    result.node = Node("checkpoint", inputs, result, run_again)
     return result
 
 
@@ -327,5 +351,7 @@ def _replayed(rng: np.random.Generator | None, state: dict | None) -> Iterator[N
         yield
         return
     now, rng.bit_generator.state = rng.bit_generator.state, state
-    yield
-    rng.bit_generator.state = now
+    try:
+        yield
+    finally:
+        rng.bit_generator.state = now

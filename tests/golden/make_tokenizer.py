@@ -1,7 +1,7 @@
 """Records what Hugging Face's tokenizers and OpenAI's tiktoken do, for test_tokenizer_parity.py: python tests/golden/make_tokenizer.py
 
-Hugging Face trains on a text made here (words drawn at random, so that many pairs tie); its merges, as pairs of byte strings in hexadecimal, go into
-tokenizer.json with the ids that both packages give to some texts, where byte b has id b and merge i has id 256 + i.
+Hugging Face trains on a text made here (words drawn at random, so that many pairs tie); its merges, as pairs of byte strings in
+hexadecimal, go into tokenizer.json with the ids that both packages give to some texts, where byte b has id b and merge i has id 256 + i.
 Needs `pip install tokenizers tiktoken`.
 """
 
@@ -17,12 +17,15 @@ from tinyllm.tokenizer import GPT2, GPT4
 
 MERGES = 400
 WORDS = """the of and low lower lowest slow slower newest wider it's they'll we've I'M DON'T isn't def return self.value self.grad import
-for i in range(10): x += 1 == != -> ** 0x1F 3.14159 1234567 2024 naïve café Straße größer Москва привет 東京 日本語 안녕하세요 مرحبا 👋 😉 👩‍👩‍👧 é""".split()
+for i in range(10): x += 1 == != -> ** 0x1F 3.14159 1234567 2024
+naïve café Straße größer Москва привет 東京 日本語 안녕하세요 مرحبا 👋 😉 👩‍👩‍👧 é""".split()
 SYLLABLES = "ba be bi do du ka ke lo lu ma mi no ra re ri sa se ta to tra stro ing er est ly ion ü ø ß 語 の".split()
 SPACES = [" "] * 12 + ["  ", "\n", "\n    ", "\n\n", "\t", " \n", "\u00a0", ", ", ". "]
-PROBES = ["", " ", "hello123!!!? (안녕하세요!) 😉", "Hello, world. Is this-- a test?", "the lowest of the slowest\n\n    return self.value ** 2\n",
-          "  leading and trailing  ", "a \n  ", "\r\n\r\n \t x", "I'LL we'll 'tis ''s", "1234567890 3.14 ½ ٣٤", "e\u0301 é ﷺ 👩‍👩‍👧", "\x00\x7f\u0080\u200b\ufeff",
-          "東京の日本語、привет!", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "x\u2003\u3000y\x1c\x85z"]
+PROBES = [
+    "", " ", "hello123!!!? (안녕하세요!) 😉", "Hello, world. Is this-- a test?", "the lowest of the slowest\n\n    return self.value ** 2\n",
+    "  leading and trailing  ", "a \n  ", "\r\n\r\n \t x", "I'LL we'll 'tis ''s", "1234567890 3.14 ½ ٣٤", "e\u0301 é ﷺ 👩‍👩‍👧",
+    "\x00\x7f\u0080\u200b\ufeff", "東京の日本語、привет!", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "x\u2003\u3000y\x1c\x85z",
+]
 
 
 def byte_symbols() -> dict[str, int]:

@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train = actions.add_parser("train", help="learn a tokenizer from text files")
     train.add_argument("files", nargs="+", metavar="FILE", help="text files, .jsonl files with a text field, or folders of them")
     train.add_argument("--out", required=True, metavar="FILE", help="where the tokenizer is written (JSON)")
-    train.add_argument("--kind", choices=["bpe", "char"], default="bpe", help="byte-level BPE, or one id a character (default: %(default)s)")
+    train.add_argument("--kind", choices=["bpe", "char"], default="bpe",
+                       help="byte-level BPE, or one id a character (default: %(default)s)")
     train.add_argument("--vocab-size", type=int, default=4096, metavar="N",
                        help="BPE: number of ids, the 256 bytes and special tokens included (default: %(default)s)")
     train.add_argument("--pattern", choices=list(PATTERNS), default="gpt4",
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _tokenizer_argument(encode)
     encode.add_argument("text", nargs="?", default="-", help="the text, or - for standard input (default)")
     encode.add_argument("--special", choices=["refuse", "allow", "text"], default="refuse",
-                        help="a special token in the text: refuse it, allow it as the token, take it as ordinary text (default: %(default)s)")
+                        help="a special token in the text: refuse it, allow it as that token, or take it as text (default: %(default)s)")
 
     decode = actions.add_parser("decode", help="print the text of ids")
     _tokenizer_argument(decode)
@@ -57,7 +58,7 @@ def _train(args: argparse.Namespace) -> None:
     read = {"documents": 0, "bytes": 0}
 
     def texts() -> Iterator[str]:
-        for document in read_documents(args.files):
+        for document in read_documents(args.files, on_skip=lambda line: print(line, file=sys.stderr)):
             read["documents"] += 1
             read["bytes"] += len(document.text.encode("utf-8", "surrogatepass"))
             yield document.text
@@ -84,14 +85,12 @@ def _input(text: str) -> bytes:
 
 def _encode(args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(args.tokenizer)
-    meaning = {"refuse": {}, "allow": {"allowed_special": "all"}, "text": {"disallowed_special": ()}}[args.special]
-    try:
-        ids = tokenizer.encode_bytes(_input(args.text), **meaning)
-    except ValueError as error:
-        if args.special == "refuse" and "allowed_special=" in str(error):
-            raise ValueError(f"{str(error).split(': pass')[0]}: add --special allow or --special text") from None
-        raise
-    print(*ids)
+    data = _input(args.text)
+    found = [name for name in tokenizer.special_tokens if name.encode("utf-8", "surrogatepass") in data]
+    if found and args.special == "refuse":
+        raise ValueError(f"the text contains the special token {found[0]!r}: add --special allow to encode it as that token, "
+                         "or --special text to encode it as ordinary text")
+    print(*tokenizer.encode_bytes(data, allowed_special="all" if args.special == "allow" else (), disallowed_special=()))
 
 
 def _decode(args: argparse.Namespace) -> None:

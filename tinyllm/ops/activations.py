@@ -13,13 +13,13 @@ from tinyllm.tensor import op
 def relu(x):
     """y = max(x, 0).   dx = dy where x > 0."""
     positive = x > 0
-    return x * positive, lambda dy: dy * positive
+    return array_module(x).maximum(x, 0), lambda dy: dy * positive
 
 
 @op
 def relu2(x):
     """y = max(x, 0)².   dx = dy·2·max(x, 0).     Source: So et al. 2021, "Primer"."""
-    r = x * (x > 0)
+    r = array_module(x).maximum(x, 0)
     return r * r, lambda dy: dy * 2 * r
 
 

@@ -27,7 +27,7 @@ def visible(queries, keys, *, causal=True, window=None):
 def attention(q, k, v, padding=None, documents=None, slopes=None, *, causal=True, window=None, offset=0, softcap=None, scale=None):
     """Scaled dot-product attention.     (B, H, T, D), (B, G, S, D), (B, G, S, D) -> (B, H, T, D)
 
-    padding   : (B, S) bool, true where a key is a real token                  slopes : (H,) ALiBi: s -= slope·|distance|
+    padding   : (B, S) bool (or 0 and 1), true where a key is a real token                  slopes : (H,) ALiBi: s -= slope·|distance|
     documents : (B, S) int, the document each key is from: a query sees its own only
     causal, window : see `visible`            softcap : s ← softcap·tanh(s/softcap)
     offset    : the first query's position among the keys: 0, or with a cache the number of keys that came before
@@ -39,7 +39,7 @@ def attention(q, k, v, padding=None, documents=None, slopes=None, *, causal=True
     Sources: Vaswani et al. 2017; Ainslie et al. 2023 (grouped heads); Gemma Team 2024 (soft cap).
     """
     xp = array_module(q)
-    scale = scale or 1 / math.sqrt(q.shape[-1])
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     qg = group_heads(q, k.shape[1])  # (B, G, R, T, D) with R = H/G
     bias = ScoreBias(xp, q, k, padding, documents, slopes, causal, window, offset)
     s, cap_slope = scores(qg, k[:, :, None], scale, softcap)
@@ -99,7 +99,7 @@ class ScoreBias:
         if self.causal or self.window is not None:
             parts.append(~visible(queries, keys, causal=self.causal, window=self.window)[None, None, None])
         if self.padding is not None:
-            parts.append(~self.padding[:, None, None, None, columns])
+            parts.append(self.padding[:, None, None, None, columns] == 0)
         if self.documents is not None:
             own = self.documents[:, queries]
             parts.append((own[:, :, None] != self.documents[:, None, columns])[:, None, None])

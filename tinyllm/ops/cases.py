@@ -82,9 +82,9 @@ def transposed(*shape):
     return lambda random: random.standard_normal(shape[::-1]).T
 
 
-QKV = ((2, 4, 5, 6), (2, 4, 5, 6), (2, 4, 5, 6))
-GROUPED = ((2, 4, 5, 6), (2, 2, 5, 6), (2, 2, 5, 6))
-CACHED = ((2, 4, 3, 6), (2, 2, 7, 6), (2, 2, 7, 6))
+QKV = ((2, 2, 5, 3), (2, 2, 5, 3), (2, 2, 5, 3))
+GROUPED = ((2, 4, 5, 2), (2, 2, 5, 2), (2, 2, 5, 2))
+CACHED = ((2, 4, 3, 2), (2, 2, 7, 2), (2, 2, 7, 2))
 DOCUMENTS = np.array([[0, 0, 1, 1, 1], [0, 1, 1, 2, 2]])
 SLOPES = Tensor(np.array([0.5, 0.25, 0.125, 0.0625]))
 
@@ -93,7 +93,7 @@ _ATTENTION = {
     "bidirectional": (QKV, dict(causal=False)),
     "one position": (((1, 2, 1, 4), (1, 2, 1, 4), (1, 2, 1, 4)), {}),
     "grouped": (GROUPED, {}),
-    "multi-query": (((2, 4, 5, 6), (2, 1, 5, 6), (2, 1, 5, 6)), {}),
+    "multi-query": (((2, 3, 5, 2), (2, 1, 5, 2), (2, 1, 5, 2)), {}),
     "cache offset": (CACHED, dict(offset=4)),
     "padding": ((*QKV, real_tokens(5, 3, of=5)), dict(causal=False)),
     "all padding": ((*QKV, real_tokens(5, 0, of=5)), {}),
@@ -103,7 +103,7 @@ _ATTENTION = {
     "soft cap": (GROUPED, dict(softcap=1.5)),
     "alibi": ((*GROUPED, None, None, SLOPES), {}),
     "scale": (QKV, dict(scale=0.3)),
-    "everything": (((2, 4, 5, 6), (2, 2, 5, 6), (2, 2, 5, 6), real_tokens(5, 4, of=5), DOCUMENTS, SLOPES), dict(window=3, softcap=2.0)),
+    "everything": ((*GROUPED, real_tokens(5, 4, of=5), DOCUMENTS, SLOPES), dict(window=3, softcap=2.0)),
 }
 _CROSS_ENTROPY = {
     "plain": {},

@@ -16,6 +16,7 @@ Sources: Szegedy et al. 2016 (label smoothing); de Brébisson & Vincent 2016 and
 import warnings
 
 from tinyllm.backend import array_module
+from tinyllm.ops.embedding import check_ids
 from tinyllm.tensor import op
 
 
@@ -23,14 +24,14 @@ from tinyllm.tensor import op
 def cross_entropy(logits, targets, weights=None, *, ignore_index=-1, label_smoothing=0.0, z_loss=0.0):
     """Mean cross-entropy of scores against token ids.     (..., V), (...) int, (...) float or None -> ()"""
     z = logits.reshape(-1, logits.shape[-1])
-    t, share = _rows(targets, weights, ignore_index, z)
+    t, share = _rows(targets, weights, ignore_index, z, z.shape[1])
     losses, lse = _row_losses(z, t, label_smoothing, z_loss)
 
     def backward(dy):
         dz = _row_gradient(z, t, lse, label_smoothing, z_loss)
         return (dz * (share * dy)[:, None]).reshape(logits.shape), None, None
 
-    return (losses * share).sum(), backward
+    return _total(losses, share), backward
 
 
 @op
@@ -44,12 +45,12 @@ def linear_cross_entropy(x, w, targets, weights=None, *, ignore_index=-1, label_
     """
     xp = array_module(x)
     flat = x.reshape(-1, x.shape[-1])
-    t, share = _rows(targets, weights, ignore_index, flat)
+    t, share = _rows(targets, weights, ignore_index, flat, w.shape[0])
     step = rows or max(1, 2**22 // w.shape[0])
     slices = [slice(i, i + step) for i in range(0, len(flat), step)]
     parts = [_row_losses(flat[s] @ w.T, t[s], label_smoothing, z_loss) for s in slices]
     lse = [part[1] for part in parts]
-    loss = (xp.concatenate([part[0] for part in parts]) * share).sum() if parts else share.sum()
+    loss = _total(xp.concatenate([part[0] for part in parts]), share) if parts else share.sum()
 
     def backward(dy):
         dx, dw = xp.empty_like(flat), xp.zeros_like(w)
@@ -63,19 +64,26 @@ def linear_cross_entropy(x, w, targets, weights=None, *, ignore_index=-1, label_
     return loss, backward
 
 
-def _rows(targets, weights, ignore_index, like):
+def _rows(targets, weights, ignore_index, like, vocabulary):
     """Targets as a flat array with 0 in place of ignored ones, and each row's share of the mean (0 where ignored)."""
     xp = array_module(like)
     targets = targets.reshape(-1)
     counted = targets != ignore_index
     share = counted.astype(like.dtype)
     if weights is not None:
-        share = share * weights.reshape(-1)
+        share *= weights.reshape(-1)
+    targets = xp.where(counted, targets, 0)
+    check_ids(targets, vocabulary, f"cross-entropy (ignored targets are {ignore_index})")
     total = share.sum()
     if total == 0:
         warnings.warn("cross-entropy: every target is ignored or has weight 0, so loss and gradient are 0", RuntimeWarning, stacklevel=4)
-        return xp.where(counted, targets, 0), share
-    return xp.where(counted, targets, 0), share / total
+        return targets, share
+    return targets, share / total
+
+
+def _total(losses, share):
+    """Σ share·loss, where what counts nothing may be anything: an ignored row's loss can be infinite, and 0·inf is NaN."""
+    return (array_module(losses).where(share == 0, 0, losses) * share).sum()
 
 
 def _row_losses(z, t, label_smoothing, z_loss):

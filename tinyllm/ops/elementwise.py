@@ -38,8 +38,8 @@ def neg(x):
 
 @op
 def pow(x, *, exponent):
-    """y = xⁿ for a constant n.   dx = dy·n·xⁿ⁻¹."""
-    return x**exponent, lambda dy: dy * exponent * x ** (exponent - 1)
+    """y = xⁿ for a constant n.   dx = dy·n·xⁿ⁻¹; for n = 0 that is 0 also at x = 0, where xⁿ⁻¹ is infinite."""
+    return x**exponent, lambda dy: dy * exponent * x ** (exponent - 1) if exponent else dy * 0
 
 
 @op
@@ -90,22 +90,25 @@ def sigmoid(x):
 def maximum(a, b):
     """y = max(a, b).   dy goes to the larger; each gets half where they are equal, so that swapping a and b changes nothing."""
     xp = array_module(a)
-    share = (xp.sign(a - b) + 1) * 0.5  # 1 where a is larger, 0 where b is, ½ where equal
-    return xp.maximum(a, b), lambda dy: (lambda: dy * share, lambda: dy * (1 - share))
+    y = xp.maximum(a, b)
+    share = (xp.greater(a, b).astype(y.dtype) + xp.greater_equal(a, b)) * 0.5  # 1 where a is larger, 0 where b is, ½ where equal
+    return y, lambda dy: (lambda: dy * share, lambda: dy * (1 - share))
 
 
 @op
 def minimum(a, b):
     """y = min(a, b).   dy goes to the smaller; each gets half where they are equal."""
     xp = array_module(a)
-    share = (xp.sign(b - a) + 1) * 0.5
-    return xp.minimum(a, b), lambda dy: (lambda: dy * share, lambda: dy * (1 - share))
+    y = xp.minimum(a, b)
+    share = (xp.less(a, b).astype(y.dtype) + xp.less_equal(a, b)) * 0.5
+    return y, lambda dy: (lambda: dy * share, lambda: dy * (1 - share))
 
 
 @op
 def where(condition, a, b):
-    """y = a where condition holds, else b.   dy goes to whichever was taken."""
+    """y = a where condition holds (true, or not 0), else b.   dy goes to whichever was taken."""
     xp = array_module(condition)
+    condition = xp.asarray(condition, dtype=bool)  # of integers, ~ would be the bitwise complement
     return xp.where(condition, a, b), lambda dy: (None, lambda: dy * condition, lambda: dy * ~condition)
 
 
@@ -118,6 +121,7 @@ def clip(x, *, low, high):
 
 @op
 def masked_fill(x, mask, *, value):
-    """y = value where mask is true, else x.   dx = dy where the mask is false."""
+    """y = value where mask is true (or not 0), else x.   dx = dy where the mask is false."""
     xp = array_module(x)
+    mask = xp.asarray(mask, dtype=bool)
     return xp.where(mask, xp.asarray(value, dtype=x.dtype), x), lambda dy: (dy * ~mask, None)

@@ -12,6 +12,7 @@ def embedding(w, ids):
     each id's sum is one `reduceat` segment, always added in the same order.
     """
     xp = array_module(w)
+    check_ids(ids, w.shape[0], "embedding")
 
     def backward(dy):
         dw = xp.zeros_like(w)
@@ -24,3 +25,11 @@ def embedding(w, ids):
         return dw, None
 
     return w[ids], backward
+
+
+def check_ids(ids, count, where) -> None:
+    """Raise ValueError for the first id that is not in [0, count). NumPy would take a negative one for a place from the end."""
+    if ids.size and (ids.min() < 0 or ids.max() >= count):
+        flat = ids.reshape(-1)
+        bad = flat[(flat < 0) | (flat >= count)]
+        raise ValueError(f"{where}: id {int(bad[0])} is outside the vocabulary of {count} ({bad.size} of {flat.size} ids are)")

@@ -11,6 +11,7 @@ def binary_cross_entropy(logits, targets):
     Backward.  dz = (σ(z) - t)/n      dt = -z/n
     """
     xp = array_module(logits)
+    targets = xp.asarray(targets, dtype=logits.dtype)  # whole numbers times float32 would be float64
     n = logits.size
     softplus = xp.maximum(logits, 0) + xp.log1p(xp.exp(-xp.abs(logits)))
     sigmoid = (xp.tanh(logits * 0.5) + 1) * 0.5
@@ -35,6 +36,6 @@ def kl_divergence(log_p, log_q):
     """
     xp = array_module(log_p)
     p = xp.exp(log_p)
-    ratio = xp.where(p > 0, log_p - log_q, xp.zeros_like(p))
+    ratio = xp.where(p > 0, log_p, 0) - xp.where(p > 0, log_q, 0)  # before subtracting: -inf - -inf is NaN
     rows = p.size // p.shape[-1]
     return (p * ratio).sum() / rows, lambda dy: (lambda: p * (ratio + 1) * (dy / rows), lambda: p * (-dy / rows))

@@ -33,15 +33,15 @@ class RopeScaling:
 
     kind : "linear" (Chen et al. 2023), "ntk" (NTK-aware, a larger base), "llama3" (Meta's Llama 3.1) or "yarn" (Peng et al. 2023).
     factor : new context / original context.   original_context : positions in training (llama3, yarn).
-    low_frequency, high_frequency : turns within the original context below which a frequency is fully interpolated (llama3, yarn:
-        published 1 and 4 for llama3, 1 and 32 for yarn) and above which it is left alone.
+    low_frequency, high_frequency : turns within the original context below which a frequency is fully interpolated (llama3, yarn)
+        and above which it is left alone. None is the published value: 4 for llama3, 32 for yarn.
     """
 
     kind: str
     factor: float
     original_context: int = 8192
     low_frequency: float = 1.0
-    high_frequency: float = 4.0
+    high_frequency: float | None = None
 
 
 def rope_frequencies(head_width: int, theta: float = 10000.0, scaling: RopeScaling | None = None) -> tuple[np.ndarray, float]:
@@ -50,7 +50,7 @@ def rope_frequencies(head_width: int, theta: float = 10000.0, scaling: RopeScali
         ωᵢ = theta^(-2i/D)
 
     linear   ωᵢ / factor
-    ntk      theta·factor^(D/(D-2)), which leaves the fastest pair as it is and divides the slowest by factor
+    ntk      theta·factor^(D/(D-2)) for theta, which leaves the fastest pair as it is and divides the slowest by factor
     llama3   pairs turning more than `high_frequency` times in the original context stay, those below `low_frequency` are divided by
              factor, between them a mix that is linear in the number of turns
     yarn     the same idea, the mix linear in the pair's index between those two bounds; attention is sharpened by 0.1·ln(factor) + 1
@@ -64,16 +64,17 @@ def rope_frequencies(head_width: int, theta: float = 10000.0, scaling: RopeScali
     if scaling.kind == "linear":
         return w / scaling.factor, 1.0
     if scaling.kind == "ntk":
-        return (theta * scaling.factor ** (head_width / (head_width - 2))) ** -pairs, 1.0
+        return w * scaling.factor ** -(np.arange(0, head_width, 2) / max(head_width - 2, 1)), 1.0
     if scaling.kind == "llama3":
         turns = scaling.original_context * w / (2 * math.pi)
-        keep = (turns - scaling.low_frequency) / (scaling.high_frequency - scaling.low_frequency)
+        low, high = scaling.low_frequency, scaling.high_frequency or 4.0
+        keep = (turns - low) / (high - low)
         sharpness = 1.0
     elif scaling.kind == "yarn":
-        first, last = (_pair_with_turns(n, head_width, theta, scaling) for n in (scaling.high_frequency, scaling.low_frequency))
+        first, last = (_pair_with_turns(n, head_width, theta, scaling) for n in (scaling.high_frequency or 32.0, scaling.low_frequency))
         first, last = max(math.floor(first), 0), min(math.ceil(last), head_width - 1)
         keep = 1 - (np.arange(head_width // 2) - first) / max(last - first, 1e-3)
-        sharpness = 0.1 * math.log(scaling.factor) + 1
+        sharpness = 0.1 * math.log(max(scaling.factor, 1)) + 1
     else:
         raise ValueError(f"RoPE scaling {scaling.kind!r} is unknown: use linear, ntk, llama3 or yarn")
     keep = np.clip(keep, 0, 1)

@@ -26,17 +26,15 @@ def _length(x, axis):
 @op
 def sum(x, *, axis=None, keepdims=False):
     """y = Σ x.   Each x counts once: dx = dy, spread over the axis."""
-    xp = array_module(x)
-    return x.sum(axis, keepdims=keepdims), lambda dy: xp.broadcast_to(_spread(dy, axis, keepdims, x.ndim), x.shape)
+    xp, shape = array_module(x), x.shape
+    return x.sum(axis, keepdims=keepdims), lambda dy: xp.broadcast_to(_spread(dy, axis, keepdims, len(shape)), shape)
 
 
 @op
 def mean(x, *, axis=None, keepdims=False):
     """y = Σ x / n.   dx = dy/n, spread over the axis."""
-    xp = array_module(x)
-    y = x.mean(axis, keepdims=keepdims)
-    n = _length(x, axis)
-    return y, lambda dy: xp.broadcast_to(_spread(dy, axis, keepdims, x.ndim) / n, x.shape)
+    xp, shape, n = array_module(x), x.shape, _length(x, axis)
+    return x.mean(axis, keepdims=keepdims), lambda dy: xp.broadcast_to(_spread(dy, axis, keepdims, len(shape)) / n, shape)
 
 
 @op
@@ -71,7 +69,7 @@ def var(x, *, axis=None, keepdims=False, correction=0):
     centred = x - x.mean(axis, keepdims=True)
     y = (centred * centred).sum(axis, keepdims=keepdims)
     n = _length(x, axis) - correction
-    return y / n, lambda dy: centred * (2 / n) * _spread(dy, axis, keepdims, x.ndim)
+    return y / n, lambda dy: centred * (2 / n) * _spread(dy, axis, keepdims, centred.ndim)
 
 
 @op
@@ -83,7 +81,13 @@ def logsumexp(x, *, axis=-1, keepdims=False):
     """
     xp = array_module(x)
     top = x.max(axis, keepdims=True)
-    top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))  # all -inf: the sum is 0 and y is -inf, not NaN
-    with_axis = top + xp.log(xp.exp(x - top).sum(axis, keepdims=True))
-    y = with_axis if keepdims else with_axis.squeeze(axis)
-    return y, lambda dy: xp.exp(x - with_axis) * _spread(dy, axis, keepdims, x.ndim)
+    nothing = top == -math.inf  # the sum is 0, so y is -inf and the gradient 0, not NaN
+    top = xp.where(xp.isfinite(top), top, 0)
+    total = xp.exp(x - top).sum(axis, keepdims=True)
+    lse = top + xp.log(xp.where(nothing, 1, total))
+
+    def backward(dy):
+        return xp.exp(x - lse) * _spread(dy, axis, keepdims, x.ndim)
+
+    y = xp.where(nothing, -math.inf, lse)
+    return y if keepdims else y.squeeze(axis), backward

@@ -11,7 +11,8 @@ from tinyllm.tensor import op
 @op
 def reshape(x, *, shape):
     """The same elements in the same order, in another shape; one length may be -1."""
-    return x.reshape(shape), lambda dy: dy.reshape(x.shape)
+    before = x.shape  # the closure keeps the shape, not x, which can then be freed
+    return x.reshape(shape), lambda dy: dy.reshape(before)
 
 
 @op
@@ -49,8 +50,8 @@ def concatenate(*xs, axis=0):
 @op
 def stack(*xs, axis=0):
     """The xs side by side along a new axis.   Each gets its own part of dy."""
-    y = array_module(xs[0]).stack(xs, axis)
-    return y, lambda dy: tuple(dy[_along(axis, dy.ndim, i)] for i in range(len(xs)))
+    y, count = array_module(xs[0]).stack(xs, axis), len(xs)
+    return y, lambda dy: tuple(dy[_along(axis, dy.ndim, i)] for i in range(count))
 
 
 def split(x, sections: int, *, axis=-1):
@@ -65,10 +66,10 @@ def split(x, sections: int, *, axis=-1):
 @op
 def getitem(x, *, index):
     """y = x[index]: slices, integers, None, boolean and integer arrays.   dx = 0 but for dx[index] += dy, repeated indices adding up."""
-    xp = array_module(x)
+    xp, shape = array_module(x), x.shape
 
     def backward(dy):
-        dx = xp.zeros_like(x)
+        dx = xp.zeros(shape, dtype=dy.dtype)
         if any(hasattr(i, "dtype") or isinstance(i, list) for i in (index if isinstance(index, tuple) else (index,))):
             xp.add.at(dx, index, dy)  # += would keep only one of several writes to the same place
         else:
@@ -84,10 +85,10 @@ def gather(x, index, *, axis=-1):
 
     index has x's number of axes, and x's lengths on all but `axis`.
     """
-    xp = array_module(x)
+    xp, shape = array_module(x), x.shape
 
     def backward(dy):
-        dx = xp.zeros_like(x)
+        dx = xp.zeros(shape, dtype=dy.dtype)
         grid = list(xp.indices(index.shape, sparse=True))
         grid[axis] = index
         xp.add.at(dx, tuple(grid), dy)

@@ -27,7 +27,7 @@ def tiled_attention(
 ):
     """`attention`, block by block: same arguments, same result up to rounding. block : queries and keys per block."""
     xp = array_module(q)
-    scale = scale or 1 / math.sqrt(q.shape[-1])
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     qg = group_heads(q, k.shape[1])
     bias = ScoreBias(xp, q, k, padding, documents, slopes, causal, window, offset)
     o = xp.zeros_like(qg)

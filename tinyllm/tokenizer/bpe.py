@@ -8,8 +8,8 @@ Encoding.  Replay the merges on new bytes, the earliest learned first.
     (97, 98) occurs 2 times  -> 257      256 257 100 256 257 97 99
     (256, 257) occurs twice  -> 258      258 100 258 97 99
 
-Ties.  Of equally frequent pairs the smaller one wins, first ids compared first, where bytes stand in GPT-2's order (visible characters, then
-the others) and tokens follow in the order they were learned. Hugging Face's trainer does the same, so the merges come out the same.
+Ties.  Of equally frequent pairs the smaller one wins, first ids compared first, where bytes stand in GPT-2's order (visible characters,
+then the others) and tokens follow in the order they were learned. Hugging Face's trainer does the same, so the merges come out the same.
 
 Pieces.  Nothing is merged across pieces (see patterns.py), so a corpus is only its distinct pieces with their counts.
 
@@ -96,9 +96,9 @@ def train_incremental(pieces: Mapping[bytes, int], merge_count: int) -> list[Pai
     """The merges of train_naive, touching only what each merge changes.
 
     All pieces lie one after another in `ids`. A token sits at the position of its first byte; left and right are its neighbours'
-    positions, -1 at the ends of a piece. counts[pair] is always exact. places[pair] lists where the pair has appeared, in increasing order; some are
-    out of date and are recognised by looking. The heap may hold out-of-date counts, too: only pairs with the newest token ever
-    gain, so those are pushed, and a pair that has lost is put back with its true count when it comes up.
+    positions, -1 at the ends of a piece. counts[pair] is always exact (of pairs not yet merged). places[pair] lists where the pair has
+    appeared, from left to right; some are out of date and are recognised by looking. The heap may hold out-of-date counts, too: only
+    pairs with the newest token ever gain, so those are pushed, and a pair that has lost is put back with its true count when it comes up.
     """
     ids, left, right, weight = _lay_out(pieces)
     counts: dict[Pair, int] = defaultdict(int)
@@ -141,7 +141,8 @@ def train_incremental(pieces: Mapping[bytes, int], merge_count: int) -> list[Pai
                 changed.add(gained)
         counts[pair] = 0
         for gained in changed:
-            heappush(heap, (-counts[gained], tie_break(gained), gained))
+            if counts[gained] > 0:                                  # in a run, a pair may appear and vanish in one pass
+                heappush(heap, (-counts[gained], tie_break(gained), gained))
         merges.append(pair)
     return merges
 

@@ -25,13 +25,15 @@ def ribbon(tokens: Iterable[bytes], *, color: bool = False) -> str:
 
 
 def show_steps(tokenizer: BPETokenizer, piece: str, *, color: bool = False) -> list[str]:
-    """How one piece is encoded: its bytes, then a line for each merge, then its ids."""
+    """How one piece is encoded: its bytes, then a line for each merge and what the piece is after it, then its ids."""
     data, ranks = piece.encode("utf-8", "surrogatepass"), tokenizer.ranks
-    ids, lines = tuple(data), [f"  {ribbon((bytes([byte]) for byte in data), color=color)}"]
+    steps = [("", tuple(data))]
     for (first, second), ids in merge_steps(data, ranks):
-        name = f"{visible(tokenizer.token_bytes(first))} + {visible(tokenizer.token_bytes(second))} = {ranks[first, second]}"
-        lines.append(f"  {ribbon(map(tokenizer.token_bytes, ids), color=color)}    {name}")
-    return [*lines, "  ids " + " ".join(map(str, ids))]
+        made_of = f"{visible(tokenizer.token_bytes(first))} + {visible(tokenizer.token_bytes(second))}"
+        steps.append((f"{made_of} = {ranks[first, second]}", ids))
+    width = max(len(merged) for merged, _ in steps)
+    lines = [f"  {merged:<{width}}    {ribbon(map(tokenizer.token_bytes, ids), color=color)}" for merged, ids in steps]
+    return [*lines, "  ids " + " ".join(map(str, steps[-1][1]))]
 
 
 def show(tokenizer: Tokenizer, text: str, *, color: bool = False) -> list[str]:

@@ -1,0 +1,74 @@
+"""Command-line options made from configuration classes, and a parser whose errors are one line that helps."""
+import argparse
+import dataclasses
+import sys
+from typing import NoReturn
+
+from tinyllm.config import option_name, suggestion, value_type
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, and with one-line errors that suggest what may have been meant. Exit status 2."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
+
+    def parse_args(self, args=None, namespace=None):
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            options = [o for action in self._actions for o in action.option_strings]
+            kind = "option" if word.startswith("-") else "argument"
+            self.error(f"unknown {kind} {word}{suggestion(word, options)}")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        print(f"tinyllm: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Options in a column of their own, wide enough for the longest."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=32, width=116)
+
+
+def add_config(parser: argparse.ArgumentParser, config_class: type, title: str) -> None:
+    """One option for each field that is a `setting`. Options that are not given leave no trace, see `given`."""
+    group = parser.add_argument_group(title)
+    for field in dataclasses.fields(config_class):
+        if "help" not in field.metadata:
+            continue
+        kind = value_type(config_class, field)
+        text = field.metadata["help"].replace("%", "%%")
+        if "default:" not in text and field.default != ():
+            text += f" (default: {_shown(field.default)})"
+        options: dict = dict(default=argparse.SUPPRESS, help=text)
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options.update(type=kind, metavar=_metavar(field, kind))
+            if isinstance(field.default, tuple):
+                options.update(nargs="+", action="extend")
+        group.add_argument(option_name(field.name), **options)
+
+
+def _metavar(field, kind) -> str:
+    choices = field.metadata["choices"]
+    return "|".join(map(str, choices)) if choices else {int: "N", float: "X"}.get(kind, "TEXT")
+
+
+def _shown(value) -> str:
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else f"{value}"
+
+
+def given(args: argparse.Namespace, config_class: type) -> dict:
+    """The fields of a class that were given on the command line."""
+    known = {f.name for f in dataclasses.fields(config_class) if "help" in f.metadata}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(args).items() if k in known}
+
+
+def config_from(args: argparse.Namespace, config_class: type):
+    """The class with what was given, and its defaults elsewhere."""
+    return config_class(**given(args, config_class))

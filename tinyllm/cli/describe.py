@@ -1,0 +1,59 @@
+"""Parameters, arithmetic and memory of a model, part by part, before it is run."""
+import argparse
+import dataclasses
+
+from tinyllm.cli.arguments import add_config, config_from, given
+from tinyllm.nn import TransformerConfig
+from tinyllm.nn.describe import Description, describe
+from tinyllm.train.config import RunConfig
+from tinyllm.train.run import Run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A run, or the settings of a model."""
+    parser.add_argument("run", nargs="?", metavar="RUN", help="a run folder; or leave it out and give the settings below")
+    parser.add_argument("--vocab-size", type=int, metavar="N", help="entries of the tokenizer (default: 4096)")
+    parser.add_argument("--batch", type=int, metavar="N", help="windows per micro-batch, for the memory (default: 16)")
+    add_config(parser, TransformerConfig, "model")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table."""
+    for name in ("batch", "vocab_size"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
+    config, batch = config_from(args, TransformerConfig), args.batch or 16
+    if args.run:
+        if options := [*given(args, TransformerConfig), *(["vocab_size"] if args.vocab_size else [])]:
+            raise ValueError(f"describe takes a run or settings, not both: leave out --{options[0].replace('_', '-')} or {args.run}")
+        saved = RunConfig.load(Run(args.run).config)
+        config, batch = saved.model, args.batch or saved.train.batch
+    else:
+        config = dataclasses.replace(config, vocab_size=args.vocab_size or 4096)
+    print(table(describe(config, batch)))
+    return 0
+
+
+def table(d: Description) -> str:
+    """The parts, their totals, and what a training step takes."""
+    rows = [f"{'part':<20}{'weights':>18}{'x':>5}{'parameters':>14}{'FLOP/token':>14}{'kept/token':>12}"]
+    for p in d.parts:
+        flops = f"{p.flops * p.count:,.0f}"
+        rows.append(f"{p.name:<20}{p.shape:>18}{p.count:>5}{p.parameters * p.count:>14,}{flops:>14}{p.activations * p.count:>12,.0f}")
+    forward = sum(p.flops * p.count for p in d.parts)
+    kept = sum(p.activations * p.count for p in d.parts)
+    rows.append(f"{'total':<20}{'':>18}{'':>5}{d.parameters:>14,}{forward:>14,.0f}{kept:>12,.0f}")
+    tokens = d.batch * d.config.context
+    return "\n".join(
+        [
+            *rows,
+            "",
+            "FLOP: forward, a multiplication and an addition are two. Kept: numbers that wait for the backward.",
+            f"training: {d.flops_per_token / 1e6:,.2f} MFLOP a token, {d.flops_per_token * tokens / 1e9:,.2f} GFLOP for {tokens:,} tokens",
+            f"          ({d.batch} windows of {d.config.context})",
+            f"memory of a training step, arrays only, in MB: {d.peak_bytes / 1e6:,.1f} at the peak, of which",
+            f"          {d.state_bytes / 1e6:,.1f} weights, gradients and AdamW's two moments",
+            f"          {d.activation_bytes / 1e6:,.1f} activations",
+            f"          {d.transient_bytes / 1e6:,.1f} temporaries",
+        ]
+    )

@@ -1,0 +1,82 @@
+"""The command `tinyllm`: finds the subcommand, and turns errors into one line and an exit status.
+
+0 done · 1 training diverged · 2 something in what was given · 130 stopped by Ctrl-C
+"""
+import importlib
+import os
+import sys
+
+from tinyllm.cli.arguments import Parser
+from tinyllm.config import suggestion
+
+COMMANDS = {
+    "train": "learn a language model from text",
+    "sample": "continue a prompt with a trained model",
+    "describe": "parameters, arithmetic and memory of a model, before it is run",
+    "tokenizer": "train a tokenizer, encode, decode, show its work",
+    "gradcheck": "check every derivative in the package against finite differences",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line (without the program's name); the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if argv[0] == "--version":
+        import tinyllm
+
+        print(f"tinyllm {tinyllm.__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        return _fail(f"unknown command {argv[0]!r}{suggestion(argv[0], COMMANDS)} (see tinyllm --help)")
+    command = importlib.import_module(f"tinyllm.cli.{argv[0]}")  # only the one that is asked for: --help stays quick
+    parser = Parser(prog=f"tinyllm {argv[0]}", description=command.__doc__)
+    command.add_arguments(parser)
+    return _guarded(command.run, parser.parse_args(argv[1:]))
+
+
+def _guarded(run, args) -> int:
+    try:
+        return run(args)
+    except BrokenPipeError:  # the reader of our output has gone: nothing to say, and nobody to say it to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _fail("stopped", 130)
+    except FloatingPointError as error:
+        return _fail(str(error), 1)
+    except (ValueError, OSError) as error:
+        return _fail(_one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split("\n"))
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print(f"tinyllm: error: {message}", file=sys.stderr)
+    return status
+
+
+def _overview() -> str:
+    lines = [f"  {name:<12}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: tinyllm COMMAND [options]",
+            "",
+            "A large language model from the derivative up, in NumPy.",
+            "",
+            *lines,
+            "",
+            "tinyllm COMMAND --help explains a command; tinyllm --version prints the version.",
+            "Start with: tinyllm train",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Learn a language model from text: by default, three minutes on the Python standard library's own sources."""
+import argparse
+import dataclasses
+import json
+import os
+import sys
+
+from tinyllm.cli.arguments import add_config, config_from, given
+from tinyllm.generate import SamplingConfig, complete
+from tinyllm.nn import TransformerConfig
+from tinyllm.nn.describe import describe
+from tinyllm.train.config import FREE_ON_RESUME, DataConfig, RunConfig, TrainConfig, refuse_changes
+from tinyllm.train.pretrain import resume, start
+from tinyllm.train.progress import Progress, duration, loss_curve
+from tinyllm.train.run import Run, new_run, read_log
+
+PARTS = {"data": DataConfig, "model": TransformerConfig, "train": TrainConfig}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the run goes, and every setting of text, model and training."""
+    place = parser.add_argument_group("run")
+    place.add_argument("--out", metavar="FOLDER", help="folder for the run (default: the next free runs/001, runs/002, …)")
+    place.add_argument("--resume", metavar="RUN", help="continue the run in this folder, with its own settings")
+    add_config(parser, DataConfig, "text and tokenizer")
+    add_config(parser, TransformerConfig, "model")
+    add_config(parser, TrainConfig, "training")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, show it, say where everything lies. 0 when done, 130 when interrupted (and saved)."""
+    observers = _observers(args)
+    if args.resume:
+        place, config = Run(args.resume), _resumed_config(args)
+        if place.summary.exists():
+            print(f"{place.folder} is complete: nothing left to train")
+            return 0
+        print(f"resuming {place.folder}")
+        outcome = resume(place, config, print, observers)
+    else:
+        config = RunConfig(**{name: config_from(args, kind) for name, kind in PARTS.items()})
+        if config.train.steps is not None and config.train.minutes is not None:
+            raise ValueError("--steps and --minutes are two answers to one question: give one of them")
+        place = new_run(args.out)
+        outcome = start(config, place, print, observers)
+    if outcome.interrupted:
+        print(f"\nstopped after step {outcome.trainer.step}, everything is saved; go on with: tinyllm train --resume {place.folder}")
+        return 130
+    _report(place)
+    return 0
+
+
+def _resumed_config(args) -> RunConfig:
+    if args.out:
+        raise ValueError("--out and --resume exclude each other: a resumed run stays in its folder")
+    saved = RunConfig.load(Run(args.resume).config)
+    options = {name: value for kind in PARTS.values() for name, value in given(args, kind).items()}
+    refuse_changes(saved, options)
+    free = {name: value for name, value in options.items() if name in FREE_ON_RESUME}
+    return dataclasses.replace(saved, train=dataclasses.replace(saved.train, **free))
+
+
+def _observers(args):
+    """A function (model, tokenizer, steps) -> the display, with a short sample after each evaluation."""
+
+    def make(model, tokenizer, steps):
+        d = describe(model.config)
+        print(f"model: {model.config.arch}, {d.parameters:,} parameters, {d.flops_per_token / 1e6:,.1f} MFLOP a token")
+        settings = SamplingConfig(max_tokens=32, temperature=0.7, seed=0)
+        prompt = "" if tokenizer.end_of_text is not None else tokenizer.decode([0])
+
+        def sample() -> str:
+            return json.dumps(complete(model, tokenizer, prompt, settings).text, ensure_ascii=False)
+
+        return [Progress(steps, sample)]
+
+    return make
+
+
+def _report(place: Run) -> None:
+    """The loss curve, the figures and the next thing to do."""
+    records, summary = read_log(place.log), json.loads(place.summary.read_text())
+    training = [(r["step"], r["loss"]) for r in records if r["event"] == "step" and r["loss"] is not None]
+    validation = [(r["step"], r["val_loss"]) for r in records if r["event"] == "evaluation"]
+    print(f"\n{loss_curve(training, validation, width=min(72, _columns() - 12))}\n")
+    print(f"trained on {summary['tokens']:,} tokens in {duration(summary['seconds'])}, {summary['tokens_per_second']:,.0f} tokens/s")
+    if summary["val_loss"] is not None:
+        print(f"validation loss {summary['val_loss']:.4f} nats per token, {summary['bits_per_byte']:.4f} bits per byte, over all of it")
+    print(f"everything is in {place.folder}: config.json, tokenizer.json, checkpoints/, log.jsonl, summary.json")
+    print(f'now try: tinyllm sample {place.folder} --prompt "def "')
+
+
+def _columns() -> int:
+    return os.get_terminal_size().columns if sys.stdout.isatty() else 80

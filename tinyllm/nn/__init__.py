@@ -1,0 +1,15 @@
+"""The model, from its layers up. Reading order:
+
+module       parameters by walking attributes          layers      Linear, Embedding, norms
+config       every choice of a transformer             mlp         GELU MLP, SwiGLU
+cache        keys and values of earlier tokens         attention   the attention layer
+transformer  blocks, the decoder                       describe    parameters, FLOPs and memory before a run
+cases        the table of layers with which gradients are checked
+"""
+from tinyllm.nn.attention import Attention
+from tinyllm.nn.cache import KVCache
+from tinyllm.nn.config import ARCHITECTURES, TransformerConfig
+from tinyllm.nn.layers import Embedding, LayerNorm, Linear, RMSNorm
+from tinyllm.nn.mlp import MLP, GatedMLP
+from tinyllm.nn.module import Module, Parameter
+from tinyllm.nn.transformer import Block, Transformer

@@ -1,0 +1,128 @@
+"""The decoder: token vectors go up through blocks of attention and MLP, and come out as scores for the next token."""
+import numpy as np
+
+from tinyllm import ops
+from tinyllm.backend import array_module
+from tinyllm.nn.attention import Attention, Surroundings
+from tinyllm.nn.cache import KVCache
+from tinyllm.nn.config import TransformerConfig
+from tinyllm.nn.layers import NORMS, Embedding, Linear, storage
+from tinyllm.nn.mlp import MLPS
+from tinyllm.nn.module import Module
+from tinyllm.tensor import Tensor, checkpoint
+
+
+class Block(Module):
+    """One layer of the stack, adding to the residual stream twice.     (B, T, C) -> (B, T, C)
+
+        pre    x ← x + attention(norm(x))        x ← x + mlp(norm(x))          gradients pass the sums unhindered: trains stably
+        post   x ← norm(x + attention(x))        x ← norm(x + mlp(x))          the first transformer's and BERT's order
+    """
+
+    def __init__(self, config: TransformerConfig, *, rng, dtype=np.float32):
+        norm = dict(eps=config.norm_eps, bias=config.bias, precision=config.precision, dtype=dtype)
+        self.attention_norm = NORMS[config.norm](config.width, **norm)
+        self.attention = Attention(config, rng=rng, dtype=dtype)
+        self.mlp_norm = NORMS[config.norm](config.width, **norm)
+        self.mlp = MLPS[config.mlp](config, rng=rng, dtype=dtype)
+        self.dropout = config.dropout
+        self.forward = {"pre": self._pre, "post": self._post}[config.norm_placement]
+        self.stored = storage(config.precision)
+
+    def _pre(self, x: Tensor, around: Surroundings, layer: int) -> Tensor:
+        x = self.stored(x + drop(self.attention(self.attention_norm(x), around, layer), self.dropout, around.rng))
+        return self.stored(x + drop(self.mlp(self.mlp_norm(x)), self.dropout, around.rng))
+
+    def _post(self, x: Tensor, around: Surroundings, layer: int) -> Tensor:
+        x = self.attention_norm(self.stored(x + drop(self.attention(x, around, layer), self.dropout, around.rng)))
+        return self.mlp_norm(self.stored(x + drop(self.mlp(x), self.dropout, around.rng)))
+
+
+def drop(x: Tensor, rate: float, rng: np.random.Generator | None) -> Tensor:
+    """Dropout in training, which is where a generator is given; x itself otherwise."""
+    return ops.dropout(x, rate=rate, rng=rng) if rate and rng is not None else x
+
+
+class Transformer(Module):
+    """A decoder-only language model, GPT-2 or Llama style.
+
+    config : see TransformerConfig.   rng : draws the first weights: N(0, 0.02²), and 0.02/√(2L) for the two maps of each block that add
+    to the residual stream, so that its variance does not grow with depth (Radford et al. 2019).   dtype : of the parameters.
+    """
+
+    def __init__(self, config: TransformerConfig, rng: np.random.Generator, dtype=np.float32):
+        self.config = config = config.resolved()
+        options = dict(rng=rng, precision=config.precision, dtype=dtype)
+        self.embedding = Embedding(config.vocab_size, config.width, **options)
+        self.position_embedding = Embedding(config.context, config.width, **options) if config.positions == "learned" else None
+        self.blocks = [Block(config, rng=rng, dtype=dtype) for _ in range(config.layers)]
+        norm = dict(eps=config.norm_eps, bias=config.bias, precision=config.precision, dtype=dtype)
+        self.norm = NORMS[config.norm](config.width, **norm) if config.norm_placement == "pre" else None
+        self.head = None if config.tie else Linear(config.width, config.vocab_size, bias=False, **options)
+        self.stored = storage(config.precision)
+        self.frequencies = ops.rope_frequencies(config.head_width, config.rope_theta, config.scaling) if config.positions == "rope" else None
+
+    def forward(self, ids, **around) -> Tensor:
+        """Scores of every possible next token, after each position.     (B, T) int -> (B, T, V)"""
+        return ops.linear(self.hidden(ids, **around), self.output_weight)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(V, C): one row per token; hidden·weightᵀ gives the scores. For `linear_cross_entropy`, which never holds them all."""
+        return self.stored(self.embedding.weight if self.head is None else self.head.weight)
+
+    def hidden(self, ids, *, cache: KVCache | None = None, documents=None, rng: np.random.Generator | None = None) -> Tensor:
+        """The last layer's vectors, normalised, from which scores are read.     (B, T) int -> (B, T, C)
+
+        cache : continues after the positions in it, and adds these (for generation, under no_grad).
+        documents : (B, T) int; a token sees only its own document.        rng : given in training, draws dropout.
+        Raises ValueError where the positions do not fit the context (or the cache).
+        """
+        xp = array_module(self.embedding.weight.data)
+        positions = self._positions(ids.shape[1], cache)
+        x = self._embedded(ids, positions)
+        x = drop(x, self.config.dropout, rng)
+        around = Surroundings(self._rotation(positions, xp, x.dtype), cache, documents, rng)
+        for i, block in enumerate(self.blocks):
+            if self.config.recompute:
+                x = checkpoint(lambda x, block=block, i=i: block(x, around, i), x, rng=rng)
+            else:
+                x = block(x, around, i)
+        if cache is not None:
+            cache.length += ids.shape[1]
+        return x if self.norm is None else self.norm(x)
+
+    def new_cache(self, batch: int, capacity: int | None = None, left_padding=None) -> KVCache:
+        """An empty cache for `batch` rows and up to `capacity` positions (by default the context)."""
+        c, weight = self.config, self.embedding.weight
+        window = c.window if c.unlimited else None
+        capacity = capacity or (2 * c.window if c.unlimited else c.context)
+        return KVCache(array_module(weight.data), c.layers, batch, c.kv_heads, c.head_width, capacity, window, weight.dtype, left_padding)
+
+    def _positions(self, new, cache):
+        """Each token's position: counted from the row's first real token.     -> (T,), or (B, T) where rows are padded"""
+        start = 0 if cache is None else cache.length
+        if cache is not None:
+            cache.check_room(new)
+        if start + new > self.config.context and not self.config.unlimited:
+            raise ValueError(f"{start + new} positions are more than the model's context of {self.config.context}")
+        positions = start + np.arange(new)
+        if cache is None or cache.left_padding is None:
+            return positions
+        return np.maximum(positions[None, :] - cache.left_padding[:, None], 0)
+
+    def _embedded(self, ids, positions):
+        x = self.embedding(ids)
+        if self.position_embedding is not None:
+            return self.stored(x + self.position_embedding(array_module(x.data).asarray(positions)))
+        if self.config.positions == "sinusoidal":
+            table = ops.sinusoidal_positions(self.config.context, self.config.width)[positions]
+            return self.stored(x + array_module(x.data).asarray(table, dtype=x.dtype))
+        return x
+
+    def _rotation(self, positions, xp, dtype):
+        """cos and sin for RoPE, ready to broadcast over (B, H, T, D/2); None for other kinds of positions."""
+        if self.frequencies is None:
+            return None
+        angles = ops.rope_table(positions if positions.ndim == 1 else positions[:, None, :], *self.frequencies)
+        return tuple(xp.asarray(table, dtype=dtype) for table in angles)

@@ -1,0 +1,119 @@
+"""Everything that decides what a training run does. The command line is generated from these classes (see tinyllm.config)."""
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tinyllm.backend import DEVICES
+from tinyllm.config import check, from_dict, option_name, setting
+from tinyllm.data.atomic import atomic_file
+from tinyllm.nn import TransformerConfig
+from tinyllm.optim import SCHEDULES
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text, and how it becomes tokens."""
+
+    data: tuple[str, ...] = setting((), "files or folders: text, .jsonl with a text field (default: the Python standard library's sources)")
+    tokenizer: str = setting("bpe", "bpe or char, trained on the text, or a tokenizer file or run folder to take it from")
+    vocab_size: int | None = setting(
+        None, "entries of a bpe tokenizer (default: 4096; for less than 1 MB of text 257 + one for each 250 characters)", minimum=257
+    )
+    val_fraction: float | None = setting(
+        None, "share of the text that is set aside for validation (default: 0.1; of the standard library 0.02)", minimum=0, maximum=0.9
+    )
+    epochs: bool = setting(False, "go through the text without repetition, instead of drawing windows at random")
+    document_mask: bool = setting(False, "a token sees its own document only, not those before it in the window")
+
+    def resolved(self) -> "DataConfig":
+        """The same config with val_fraction filled in."""
+        fraction = (0.1 if self.data else 0.02) if self.val_fraction is None else self.val_fraction
+        return dataclasses.replace(self, val_fraction=fraction)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how fast, how often: what the one training loop needs."""
+
+    batch: int = setting(16, "windows per micro-batch", minimum=1)
+    accumulate: int = setting(1, "micro-batches per update; their gradients are averaged by tokens", minimum=1)
+    steps: int | None = setting(None, "updates to make (default: as many as fit into --minutes)", minimum=1)
+    minutes: float | None = setting(None, "time to train for, evaluations included; the speed is measured first (default: 3, if --steps is not given)", minimum=0.01)
+    lr: float = setting(1e-3, "highest learning rate", minimum=0)
+    min_lr: float | None = setting(None, "learning rate at the end of the schedule (default: a tenth of --lr)", minimum=0)
+    warmup: int | None = setting(None, "updates in which the learning rate rises (default: 100, at most a tenth of all)", minimum=0)
+    schedule: str = setting("cosine", "course of the learning rate after the warm-up; wsd: constant, then down", choices=SCHEDULES)
+    beta1: float = setting(0.9, "AdamW: how much of the gradient's running mean stays", minimum=0, maximum=0.9999999)
+    beta2: float = setting(0.95, "AdamW: how much of the squared gradient's running mean stays", minimum=0, maximum=0.9999999)
+    weight_decay: float = setting(0.1, "AdamW: decay of matrices, times the learning rate", minimum=0)
+    clip: float | None = setting(1.0, "largest norm of the gradient; 0 switches clipping off", minimum=0)
+    label_smoothing: float = setting(0.0, "share of the target that is spread over all tokens", minimum=0, maximum=0.99)
+    z_loss: float = setting(0.0, "weight of the squared log-sum-exp in the loss, which keeps scores bounded", minimum=0)
+    skip_outliers: float | None = setting(
+        None, "leave out updates whose loss or gradient norm is this many standard deviations off (default: off)", minimum=1
+    )
+    eval_every: int | None = setting(None, "updates between evaluations (default: a tenth of all)", minimum=1)
+    eval_batches: int = setting(20, "validation batches per evaluation; the last one takes the whole validation part", minimum=1)
+    checkpoint_every: int | None = setting(None, "updates between checkpoints (default: at every evaluation)", minimum=1)
+    keep: int = setting(2, "newest checkpoints to keep, besides the best", minimum=1)
+    seed: int = setting(0, "seed of weights, batches and dropout", minimum=0)
+    device: str = setting("cpu", "where to compute", choices=DEVICES)
+
+    def planned(self, steps: int) -> "TrainConfig":
+        """The same config with the number of updates fixed, and all that follows from it filled in."""
+        warmup = min(100, steps // 10) if self.warmup is None else self.warmup
+        min_lr = self.lr / 10 if self.min_lr is None else self.min_lr
+        every = self.eval_every or max(1, -(-steps // 10))
+        return dataclasses.replace(
+            self, steps=steps, warmup=warmup, min_lr=min_lr, eval_every=every, checkpoint_every=self.checkpoint_every or every
+        )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The whole of a run: what config.json holds."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def checked(self) -> "RunConfig":
+        """Itself, with data and model resolved. Raises ValueError for the first setting that makes no sense."""
+        check(self.data)
+        check(self.train)
+        if self.train.min_lr is not None and self.train.min_lr > self.train.lr:
+            raise ValueError(f"--min-lr {self.train.min_lr} is above --lr {self.train.lr}, the highest learning rate")
+        return dataclasses.replace(self, data=self.data.resolved(), model=self.model.resolved())
+
+    def save(self, path: Path) -> None:
+        with atomic_file(path) as file:
+            file.write((json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
+
+    @staticmethod
+    def load(path: Path) -> "RunConfig":
+        """Read config.json. Raises FileNotFoundError or ValueError, naming the file and what is wrong in it."""
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: not found, so {path.parent} is not a run folder of tinyllm train")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            parts = {name: content[name] for name in ("data", "model", "train")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: {error}; restore it, or start a new run") from error
+        kinds = dict(data=DataConfig, model=TransformerConfig, train=TrainConfig)
+        return RunConfig(**{name: from_dict(kinds[name], values, str(path)) for name, values in parts.items()})
+
+
+FREE_ON_RESUME = ("device", "keep", "checkpoint_every")  # change nothing in what is learned
+
+
+def refuse_changes(saved: RunConfig, given: dict[str, object]) -> None:
+    """Raise ValueError for the first explicitly given option that differs from the run that is to be resumed."""
+    known = {name: value for part in (saved.data, saved.model, saved.train) for name, value in dataclasses.asdict(part).items()}
+    for name, value in given.items():
+        if name in known and name not in FREE_ON_RESUME and value != known[name]:
+            option = option_name(name)
+            raise ValueError(
+                f"cannot resume with {option} {value}: the run was started with {option} {known[name]}; "
+                "leave the option out, or start a new run with another --out"
+            )

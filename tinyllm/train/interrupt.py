@@ -1,0 +1,41 @@
+"""Ctrl-C and SIGTERM, turned into a wish that the loop grants after the current step, once everything is saved."""
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class StopRequest:
+    """False until a signal has come; then true, with its name in `.reason`."""
+
+    def __init__(self):
+        self.reason: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.reason is not None
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Inside this block the first SIGINT or SIGTERM only sets the request; a second one ends the process as usual.
+
+    Signals belong to the main thread; in any other the request simply never comes.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {}
+
+    def handle(number, frame):
+        request.reason = signal.Signals(number).name
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        before[kind] = signal.signal(kind, handle)
+    try:
+        yield request
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)

@@ -1,0 +1,108 @@
+"""The training loop. Every stage of a model's life goes through it; stages differ in their batches and their loss."""
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tinyllm.nn import Module
+from tinyllm.tensor import no_grad
+from tinyllm.train.config import TrainConfig
+from tinyllm.train.interrupt import StopRequest
+from tinyllm.train.store import Store
+from tinyllm.train.trainer import LossFunction, Trainer
+
+Observer = Callable[[dict], None]
+
+
+@dataclass
+class Outcome:
+    """How a run ended: the trainer as it stands, seconds spent training in all, and whether it was asked to stop early."""
+
+    trainer: Trainer
+    seconds: float
+    interrupted: bool
+    best_val_loss: float | None = None
+    tokens: int = 0
+    evaluations: list[tuple[int, float]] = field(default_factory=list)
+
+
+def train(
+    model: Module,
+    batches: Callable[[int], Sequence],
+    loss_fn: LossFunction,
+    config: TrainConfig,
+    *,
+    validation: Callable[[], Sequence] | None = None,
+    store: Store | None = None,
+    observers: Sequence[Observer] = (),
+    stop: StopRequest | None = None,
+    precision: str = "fp32",
+) -> Outcome:
+    """Train `model` for config.steps updates.
+
+    batches(n) : the micro-batches of step n, each with a `weight` (targets that count); a pure function of n, so that a resumed run
+        gets the same ones.
+    loss_fn(model, batch, rng) : mean loss of a batch; rng is None in evaluation.
+    validation() : the batches of an evaluation.      store : where checkpoints go and where the newest is resumed from.
+    observers : called with each record (a dict with an "event": step, evaluation, checkpoint), for logs and displays.
+    stop : when requested, the loop saves and returns after the current step.
+
+    Raises Diverged when the loss or gradient is no longer finite; the last checkpoint stays as it was.
+    """
+    trainer = Trainer(model, loss_fn, config, precision)
+    outcome = Outcome(trainer, 0.0, False)
+    if store is not None:
+        store.restore(outcome)
+    started = time.perf_counter() - outcome.seconds
+    tell = _teller(observers, lambda: time.perf_counter() - started)
+    if trainer.step == 0 and validation is not None:
+        _evaluate(outcome, validation, tell)
+    while trainer.step < config.steps:
+        micro = batches(trainer.step)
+        begin = time.perf_counter()
+        record = trainer.update(micro)
+        weight = sum(batch.weight for batch in micro)
+        outcome.tokens += weight
+        tell(record | dict(tokens=outcome.tokens, tokens_per_second=weight / (time.perf_counter() - begin)))
+        last = trainer.step == config.steps
+        improved = False
+        if validation is not None and (last or trainer.step % config.eval_every == 0):
+            improved = _evaluate(outcome, validation, tell)
+        outcome.seconds = time.perf_counter() - started
+        outcome.interrupted = stop is not None and bool(stop) and not last
+        if store is not None and (last or improved or outcome.interrupted or trainer.step % config.checkpoint_every == 0):
+            tell(dict(event="checkpoint", step=trainer.step, path=str(store.save(outcome))))
+        if outcome.interrupted:
+            break
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+def mean_loss(model: Module, loss_fn: LossFunction, batches: Sequence) -> float:
+    """The loss averaged over all targets of the batches, without recording gradients."""
+    total = weight = 0
+    with no_grad():
+        for batch in batches:
+            total += loss_fn(model, batch, None).item() * batch.weight
+            weight += batch.weight
+    return total / max(weight, 1)
+
+
+def _evaluate(outcome: Outcome, validation: Callable[[], Sequence], tell: Observer) -> bool:
+    """Whether the loss is the best so far."""
+    trainer = outcome.trainer
+    loss = mean_loss(trainer.model, trainer.loss_fn, validation())
+    improved = outcome.best_val_loss is None or loss < outcome.best_val_loss
+    if improved:
+        outcome.best_val_loss = loss
+    outcome.evaluations.append((trainer.step, loss))
+    tell(dict(event="evaluation", step=trainer.step, val_loss=loss))
+    return improved and trainer.step > 0
+
+
+def _teller(observers, clock) -> Observer:
+    def tell(record):
+        record = record | dict(seconds=round(clock(), 3))
+        for observer in observers:
+            observer(record)
+
+    return tell

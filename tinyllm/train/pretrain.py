@@ -1,0 +1,154 @@
+"""The main job, from raw text to a trained model: text -> tokenizer -> token shards -> model -> loop -> summary."""
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tinyllm import ops
+from tinyllm.backend import array_module, device_module, random_stream
+from tinyllm.data import (
+    IGNORE,
+    Batch,
+    Document,
+    Epochs,
+    PreparedData,
+    RandomWindows,
+    open_prepared,
+    prepare,
+    read_documents,
+    standard_library,
+    validation_batches,
+)
+from tinyllm.nn import Transformer
+from tinyllm.tensor import Tensor
+from tinyllm.tokenizer import CharTokenizer, Tokenizer, load_tokenizer, train_bpe
+from tinyllm.train.config import DataConfig, RunConfig, TrainConfig
+from tinyllm.train.interrupt import stop_on_signal
+from tinyllm.train.loop import Outcome, mean_loss, train
+from tinyllm.train.run import Log, Run
+from tinyllm.train.store import Store
+from tinyllm.train.summary import write_summary
+from tinyllm.train.trainer import Trainer
+
+Announce = Callable[[str], None]
+
+
+def next_token_loss(config: TrainConfig) -> Callable[..., Tensor]:
+    """The loss of pretraining: mean cross-entropy of each next token, without ever holding all scores."""
+
+    def loss(model: Transformer, batch: Batch, rng) -> Tensor:
+        xp = array_module(model.embedding.weight.data)
+        documents = None if batch.documents is None else xp.asarray(batch.documents)
+        hidden = model.hidden(xp.asarray(batch.ids), documents=documents, rng=rng)
+        smoothing = {} if rng is None else dict(label_smoothing=config.label_smoothing, z_loss=config.z_loss)  # evaluation is plain
+        return ops.linear_cross_entropy(hidden, model.output_weight, xp.asarray(batch.targets), ignore_index=IGNORE, **smoothing)
+
+    return loss
+
+
+def start(config: RunConfig, run: Run, announce: Announce, observers: Callable[..., Sequence] = lambda *_: ()) -> Outcome:
+    """A new run in a folder that holds none. observers(model, tokenizer, steps) gives the loop's observers besides the log."""
+    config = config.checked()
+    xp = device_module(config.train.device)
+    tokenizer, data = make_data(config.data, config.train.seed, run, announce)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
+    model = _model(config, xp)
+    batches, _ = _batches(config, data, tokenizer)
+    steps = config.train.steps or affordable_steps(model, batches, config, data, seconds=60 * (config.train.minutes or 3))
+    config = dataclasses.replace(config, train=config.train.planned(steps))
+    config.save(run.config)
+    return _go_on(config, run, model, tokenizer, data, announce, observers)
+
+
+def resume(run: Run, config: RunConfig, announce: Announce, observers: Callable[..., Sequence] = lambda *_: ()) -> Outcome:
+    """Continue the run in a folder from its newest checkpoint (or its beginning, where it was killed before the first)."""
+    xp = device_module(config.train.device)
+    tokenizer = load_tokenizer(run.tokenizer)
+    data = open_prepared(run.data, tokenizer.fingerprint())
+    return _go_on(config, run, _model(config, xp), tokenizer, data, announce, observers)
+
+
+def make_data(config: DataConfig, seed: int, run: Run, announce: Announce) -> tuple[Tokenizer, PreparedData]:
+    """Read the text, get the tokenizer, and write both parts as token shards into the run folder."""
+    documents = list(read_documents(config.data, on_skip=announce)) if config.data else list(standard_library())
+    characters = sum(len(d.text) for d in documents)
+    announce(f"text: {len(documents):,} document{'s' * (len(documents) != 1)}, {characters:,} characters")
+    tokenizer = make_tokenizer(config, documents, characters)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(run.tokenizer)
+    announce(f"tokenizer: {config.tokenizer}, {tokenizer.vocab_size:,} entries")
+    data = prepare(documents, tokenizer, run.data, config.val_fraction, seed)
+    parts = f"{len(data.train):,} for training, {len(data.val) if data.val else 0:,} for validation"
+    announce(f"tokens: {parts}; {data.train.header.text_bytes / max(len(data.train), 1):.2f} bytes per token")
+    return tokenizer, data
+
+
+def make_tokenizer(config: DataConfig, documents: list[Document], characters: int) -> Tokenizer:
+    """Train the kind that is asked for on the documents, or load it from a file or run folder."""
+    texts = (d.text for d in documents)
+    if config.tokenizer == "char":
+        return CharTokenizer.train(texts)
+    if config.tokenizer == "bpe":
+        return train_bpe(texts, config.vocab_size or min(4096, 257 + characters // 250))
+    path = Path(config.tokenizer)
+    if not path.exists():
+        raise FileNotFoundError(f"--tokenizer {config.tokenizer}: it takes bpe, char, or the path of a tokenizer file or run folder")
+    return load_tokenizer(Run(path).tokenizer if path.is_dir() else path)
+
+
+def affordable_steps(model, batches, config: RunConfig, data: PreparedData, seconds: float) -> int:
+    """How many updates fit into this many seconds, evaluations included, judged by a few gradients that are thrown away.
+
+    The plan is made once, before the first update, so that everything after it is a pure function of the step number.
+    """
+    trial = Trainer(model, next_token_loss(config.train), config.train)
+    began, times = time.perf_counter(), []
+    while len(times) < 3 or (time.perf_counter() - began < seconds / 30 and len(times) < 20):
+        start = time.perf_counter()
+        trial.gradients(batches(0))
+        times.append(time.perf_counter() - start)
+    step = sorted(times)[len(times) // 2] * 1.05  # the update itself, and the log, come on top
+    window_tokens = config.train.batch * config.model.context
+    whole = -(-len(data.val) // window_tokens) if data.val else 0
+    forwards = whole + 11 * min(whole, config.train.eval_batches)  # the last evaluation takes all batches; a forward is a third of a step
+    evaluation = forwards * step / (3 * config.train.accumulate)
+    return max(1, int((seconds - (time.perf_counter() - began) - evaluation) / step))
+
+
+def _model(config: RunConfig, xp) -> Transformer:
+    model = Transformer(config.model, random_stream(config.train.seed, "weights"))
+    for _, parameter in model.named_parameters():
+        parameter.data = xp.asarray(parameter.data)
+    return model
+
+
+def _batches(config: RunConfig, data: PreparedData, tokenizer: Tokenizer):
+    """Two functions: step -> its micro-batches, and whether all -> the validation batches."""
+    c, context = config.train, config.model.context
+    separator = tokenizer.end_of_text if config.data.document_mask else None
+    if config.data.document_mask and separator is None:
+        raise ValueError("--document-mask needs a tokenizer with <|endoftext|>, which the char tokenizer has not: use --tokenizer bpe")
+    windows = (Epochs if config.data.epochs else RandomWindows)(data.train.tokens, context, c.batch, c.seed, separator)
+    whole = list(validation_batches(data.val.tokens, context, c.batch, separator)) if data.val else []
+    spread = whole[:: max(1, -(-len(whole) // c.eval_batches))]
+    return (lambda n: [windows.batch(n * c.accumulate + i) for i in range(c.accumulate)]), (lambda everything: whole if everything else spread)
+
+
+def _go_on(config, run, model, tokenizer, data, announce, observers) -> Outcome:
+    batches, validation = _batches(config, data, tokenizer)
+    store = Store(run.checkpoints, config.train.keep)
+    loss_fn = next_token_loss(config.train)
+    log = Log(run.log, store.newest_step())
+    watching = [log, *observers(model, tokenizer, config.train.steps)]
+    try:
+        with stop_on_signal() as stop:
+            outcome = train(
+                model, batches, loss_fn, config.train, validation=(lambda: validation(False)) if data.val else None,
+                store=store, observers=watching, stop=stop, precision=config.model.precision,
+            )  # fmt: skip
+    finally:
+        log.close()
+    if not outcome.interrupted:
+        val_loss = mean_loss(model, loss_fn, validation(True)) if data.val else None
+        write_summary(run, config, outcome, data, val_loss)
+    return outcome

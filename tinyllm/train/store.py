@@ -1,0 +1,63 @@
+"""Where the loop keeps its checkpoints: the newest few and the best, and how it comes back from one."""
+from pathlib import Path
+
+from tinyllm.train.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, prune, save_checkpoint, step_of
+
+
+class Store:
+    """The checkpoints of one run. keep : how many of the newest stay; the one with the lowest validation loss stays too."""
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder, self.keep = Path(folder), keep
+
+    def save(self, outcome) -> Path:
+        """Write the whole state of training. The file is complete or absent; older ones are pruned only after it is there."""
+        trainer = outcome.trainer
+        evaluated = dict(outcome.evaluations)
+        state = dict(
+            trainer=trainer.state(),
+            seconds=outcome.seconds,
+            tokens=outcome.tokens,
+            best_val_loss=outcome.best_val_loss,
+            evaluations=outcome.evaluations,
+            val_loss=evaluated.get(trainer.step),
+        )
+        path = save_checkpoint(self.folder, trainer.step, trainer.model.state_dict(), trainer.optimizer.state_dict(), state)
+        best = best_step(outcome.evaluations, [step_of(p) for p in list_checkpoints(self.folder)])
+        prune(self.folder, self.keep, protect=() if best is None else (best,))
+        return path
+
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint; 0 where there is none."""
+        return max((step_of(p) for p in list_checkpoints(self.folder)), default=0)
+
+    def restore(self, outcome) -> None:
+        """Continue from the newest checkpoint, where there is one."""
+        checkpoints = list_checkpoints(self.folder)
+        if not checkpoints:
+            return
+        found = load_checkpoint(checkpoints[-1])
+        outcome.trainer.restore(found.model, found.optimizer, found.state["trainer"])
+        outcome.seconds, outcome.tokens = found.state["seconds"], found.state["tokens"]
+        outcome.best_val_loss = found.state["best_val_loss"]
+        outcome.evaluations = [(step, loss) for step, loss in found.state["evaluations"]]
+
+    def load(self, which: str) -> Checkpoint:
+        """The "last" checkpoint, the "best" by validation loss, or that of a step. Raises ValueError or FileNotFoundError."""
+        checkpoints = {step_of(p): p for p in list_checkpoints(self.folder)}
+        if not checkpoints:
+            raise FileNotFoundError(f"{self.folder}: holds no complete checkpoint; train first")
+        newest = load_checkpoint(checkpoints[max(checkpoints)])
+        if which == "last":
+            return newest
+        step = best_step(newest.state["evaluations"], checkpoints) if which == "best" else int(which) if which.isdecimal() else None
+        if step not in checkpoints:
+            steps = ", ".join(map(str, checkpoints))
+            raise ValueError(f"{self.folder}: no checkpoint {which!r}; there are last, best and step {steps}")
+        return load_checkpoint(checkpoints[step])
+
+
+def best_step(evaluations, steps) -> int | None:
+    """Which of `steps` was evaluated with the lowest loss; None where none was."""
+    known = [(loss, step) for step, loss in evaluations if step in steps]
+    return min(known)[1] if known else None

@@ -1,0 +1,99 @@
+"""One update of the weights, and everything that must be saved to make the next one exactly as if nothing had happened."""
+import math
+from collections.abc import Callable, Sequence
+
+from tinyllm.backend import random_stream
+from tinyllm.nn import Module
+from tinyllm.optim import AdamW, LossScaler, OutlierDetector, clip_factor, global_norm, learning_rate
+from tinyllm.tensor import Tensor, detect_anomaly
+from tinyllm.train.config import TrainConfig
+
+LossFunction = Callable[..., Tensor]  # loss_fn(model, batch, rng) -> mean loss over the batch's `weight` targets
+
+
+class Diverged(FloatingPointError):
+    """The loss or a gradient became NaN or infinite; the message says where, and what to try."""
+
+
+class Trainer:
+    """A model with its optimizer, loss scale and outlier statistics.
+
+        for each micro-batch i:   gradient += scale·(wᵢ/Σw)·∇lossᵢ            wᵢ: targets that count, so that a mean over micro-batches
+        norm = ‖gradient‖/scale   factor = min(1, clip/norm)/scale            is the mean over their tokens, as in one big batch
+        weights ← AdamW(gradient·factor)
+
+    config : with `steps` fixed (`TrainConfig.planned`).
+    """
+
+    def __init__(self, model: Module, loss_fn: LossFunction, config: TrainConfig, precision: str = "fp32"):
+        self.model, self.loss_fn, self.config = model, loss_fn, config
+        self.optimizer = AdamW(model.named_parameters(), beta1=config.beta1, beta2=config.beta2, weight_decay=config.weight_decay)
+        self.scaler = LossScaler.for_precision(precision)
+        self.precision = precision
+        self.outliers = {name: OutlierDetector(z=config.skip_outliers) for name in ("loss", "norm")} if config.skip_outliers else {}
+        self.step = 0
+
+    def update(self, batches: Sequence) -> dict:
+        """One update from the step's micro-batches. Returns what there is to log. Raises Diverged; the weights are then as before."""
+        config, scale = self.config, self.scaler.scale
+        loss, norm = self.gradients(batches)
+        lr = learning_rate(
+            self.step, steps=config.steps, lr=config.lr, min_lr=config.min_lr, warmup=config.warmup, schedule=config.schedule
+        )
+        record = dict(event="step", step=self.step + 1, loss=loss, lr=lr, grad_norm=norm)
+        if self.precision == "fp16":
+            record["loss_scale"] = scale
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        try:
+            self.scaler.update(finite)
+        except FloatingPointError as error:
+            raise Diverged(self._diagnosis(loss, norm, batches)) from error
+        if not finite:
+            record.update(skipped="overflow", loss=loss if math.isfinite(loss) else None, grad_norm=None)
+        elif self._is_outlier(loss, norm):
+            record.update(skipped="outlier")
+        else:
+            self.optimizer.step(lr, (clip_factor(norm, config.clip) if config.clip else 1.0) / scale)
+        self.step += 1
+        return record
+
+    def gradients(self, batches: Sequence) -> tuple[float, float]:
+        """Leave the (scaled) gradient of the step's mean loss in the parameters; that loss, and the unscaled gradient's norm."""
+        self.optimizer.zero_grad()
+        weights = [batch.weight for batch in batches]
+        total, mean = max(sum(weights), 1), 0.0
+        for i, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
+            loss = self.loss_fn(self.model, batch, random_stream(self.config.seed, f"dropout {i}", self.step))
+            loss.backward(self.scaler.scale * weight / total)
+            mean += loss.item() * weight / total
+        return mean, global_norm(self.optimizer.flat.grad) / self.scaler.scale
+
+    def _is_outlier(self, loss: float, norm: float) -> bool:
+        values = dict(loss=loss, norm=norm)
+        return any([detector.update(values[name]) is not None for name, detector in self.outliers.items()])  # a list: both must see it
+
+    def _diagnosis(self, loss, norm, batches) -> str:
+        """Repeat the step with every op watched, to name the first one that went wrong."""
+        where = "every op was finite when the step was repeated"
+        try:
+            with detect_anomaly():
+                self.gradients(batches)
+        except FloatingPointError as error:
+            where = str(error)
+        return (
+            f"step {self.step + 1}: loss {loss:.4g}, gradient norm {norm:.4g}: {where}. The weights are those of step {self.step}. "
+            "Try a lower --lr, a longer --warmup, --clip 1, --qk-norm, or --precision fp32"
+        )
+
+    def state(self) -> dict:
+        """What a checkpoint must hold besides the arrays of model and optimizer. Random streams depend on seed and step alone."""
+        return dict(step=self.step, scaler=self.scaler.state_dict(), outliers={k: d.state_dict() for k, d in self.outliers.items()})
+
+    def restore(self, model_arrays: dict, optimizer_arrays: dict, state: dict) -> None:
+        """Continue where `state` was taken."""
+        self.model.load_state_dict(model_arrays)
+        self.optimizer.load_state_dict(optimizer_arrays)
+        self.scaler.load_state_dict(state["scaler"])
+        for name, detector in self.outliers.items():
+            detector.load_state_dict(state["outliers"][name])
+        self.step = state["step"]
