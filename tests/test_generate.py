@@ -133,6 +133,7 @@ def test_an_empty_prompt_begins_a_document():
     model = Bigram(np.random.default_rng(0).normal(size=(5, 5)))
     config = SamplingConfig(max_tokens=3, seed=4)
     assert rows_of(generate(model, [[]], config, end_of_text=4))[0][0] == rows_of(generate(model, [[4]], config, end_of_text=4))[0][0]
+    assert rows_of(generate(model, [[]], config, end_of_text=4))[0][0] == generate_naive(model, [], config, end_of_text=4)
     with pytest.raises(ValueError, match="prompt 2 is empty, and this tokenizer has no end-of-text token"):
         list(generate(model, [[1], []], config))
 

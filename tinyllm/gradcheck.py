@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tinyllm.backend import random_stream
 from tinyllm.tensor import Tensor, no_grad
 
 STEP = {"central": 1e-4, "projection": 1e-4, "complex": 1e-30}
@@ -92,7 +93,7 @@ def gradcheck(
     """
     if method not in STEP:
         raise ValueError(f"gradcheck method {method!r} is unknown: use one of {', '.join(STEP)}")
-    rng = rng or np.random.default_rng(0)
+    rng = rng or random_stream(0, "gradcheck")  # not default_rng(0): users draw x from it, and where dy = x, xᵀ·dy hides a transpose
     arguments = [_leaf(x, f"input {i}") for i, x in enumerate(inputs)]
     leaves = {f"input {i}": x for i, x in enumerate(arguments) if isinstance(x, Tensor) and x.requires_grad}
     for name, parameter in (parameters or {}).items():

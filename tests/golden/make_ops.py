@@ -4,7 +4,6 @@ cases, values      for every case of tinyllm.ops.cases, in float64: y and the gr
 rope_…             the frequencies (and the sharpness, last) of transformers' RoPE scalings
 rounding           SHA-256 of bf16 and fp16 roundings of `rounding_inputs()`, NaN left out
 """
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from test_backend import rounding_digest, rounding_inputs
 from torch_twins import values_and_gradients
 
 from tinyllm.ops.cases import CASES
@@ -41,17 +41,6 @@ def rope_frequencies(name, head_width=32, theta=500000.0):
     else:
         frequencies, sharpness = ROPE_INIT_FUNCTIONS[settings["rope_type"]](config, "cpu", seq_len=length)
     return np.append(frequencies.double().numpy(), sharpness)
-
-
-def rounding_inputs() -> np.ndarray:
-    """All upper halves of a float32 with lower halves around the tie, NaN left out.     -> (7·65536 - …,) float32"""
-    upper = np.arange(65536, dtype=np.uint32)[:, None] << 16
-    x = (upper | np.array([0, 1, 0x1000, 0x7FFF, 0x8000, 0x8001, 0xFFFF], dtype=np.uint32)).reshape(-1).view(np.float32)
-    return x[~np.isnan(x)]
-
-
-def rounding_digest(x: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(x, dtype="<f4").tobytes()).hexdigest()
 
 
 def rounded(precision) -> np.ndarray:

@@ -2,6 +2,7 @@
 import argparse
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from tinyllm.cli.arguments import add_config, config_from
@@ -9,6 +10,8 @@ from tinyllm.generate import Completion, SamplingConfig, stream
 from tinyllm.train.run import load_run
 
 AT_ONCE = 16  # prompts that share a batch
+# What a model writes must not command the terminal: control characters are shown as the pictures that Unicode has for them.
+PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(range(0x7F, 0xA0), 0xFFFD)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +61,7 @@ class Printer:
 
     def __init__(self, prompts: list[str], tokenizer, logprobs: bool):
         self.prompts, self.tokenizer, self.logprobs = prompts, tokenizer, logprobs
+        self.pictures = PICTURES if sys.stdout.isatty() else {}
         self.turn, self.waiting = 0, [*prompts]  # what is still to be printed of each text, its prompt first
         self.completions: list[Completion | None] = [None] * len(prompts)
         self.tokens, self.rolled = 0, False
@@ -73,7 +77,7 @@ class Printer:
 
     def _print_waiting(self):
         while self.turn < len(self.prompts):
-            print(self.waiting[self.turn], end="", flush=True)
+            print(self.waiting[self.turn].translate(self.pictures), end="", flush=True)
             self.waiting[self.turn] = ""
             completion = self.completions[self.turn]
             if completion is None:
@@ -86,6 +90,7 @@ class Printer:
                 print("-" * 8)
 
     def _print_log_probabilities(self, completion):
+        print(f"{'ln p':>10}  {'id':>6}  token")
         for token, log_p in zip(completion.ids, completion.log_probabilities, strict=True):
             shown = self.tokenizer.token_bytes(token).decode("utf-8", "backslashreplace")
             print(f"{log_p:10.4f}  {token:6d}  {shown!r}")
@@ -93,9 +98,9 @@ class Printer:
 
     def summary(self, seconds: float) -> str:
         """One line on speed and how the texts ended, and one more if the context was outgrown."""
-        reasons = [completion.reason for completion in self.completions if completion]
-        ends = ", ".join(f"{reasons.count(reason)} ended by {reason}" for reason in sorted(set(reasons)))
-        line = f"{self.tokens} tokens in {seconds:.1f} s ({self.tokens / max(seconds, 1e-9):.0f} tokens/s); {ends or 'interrupted'}"
+        reasons = Counter(completion.reason if completion else "Ctrl-C" for completion in self.completions)
+        ends = ", ".join(f"{reason} ({n})" for reason, n in sorted(reasons.items()))
+        line = f"{self.tokens} tokens in {seconds:.2f} s ({self.tokens / max(seconds, 1e-9):.0f} tokens/s); ended by {ends}"
         if self.rolled:
             line += "\nnote: a text outgrew the model's context, so the model went on seeing its newest part only"
         return line

@@ -2,6 +2,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from tinyllm.backend import to_numpy
 from tinyllm.generate.decode import with_beginning
 from tinyllm.generate.samplers import log_probabilities
@@ -49,7 +51,7 @@ def beam_search(model, prompt: Sequence[int], config: SamplingConfig, *, end_of_
         parents = [parent for beam, parent in candidates if not beam.ended]
         if not parents:
             break
-        window.keep(parents)
+        window.keep(np.array(parents))
         window.append([beam.ids[-1] for beam in beams if not beam.ended])
     return beams
 

@@ -17,7 +17,8 @@ from tinyllm.tensor import no_grad
 def generate_naive(model, prompt: Sequence[int], config: SamplingConfig, *, end_of_text: int | None = None, row: int = 0) -> list[int]:
     """The ids that continue one prompt, by running the model over the whole text for each of them."""
     stream, context = random_stream(config.seed, "sample", row), context_of(model)
-    seen, continuation = list(prompt) if context is None else list(prompt)[-context:], []
+    [prompt] = with_beginning([prompt], end_of_text)
+    seen, continuation = prompt if context is None else prompt[-context:], []
     for _ in range(config.max_tokens):
         if context is not None and len(seen) > context:
             seen = seen[-kept_context(context) :]
@@ -73,14 +74,14 @@ class Decoding:
         self.prompts, self.seen, self.drawn = prompts, None, None
 
     def step(self) -> Step:
-        """Draw the next token of every text that has not ended."""
-        if self.live.size and self.finished[self.live].any():
-            self._drop_finished()
+        """Draw the next token of every text that has not ended; there must be one."""
+        alive = np.flatnonzero(~self.finished[self.live])
+        if len(alive) < len(self.live):
+            self._keep(alive)
         ids, log_p = np.full(len(self.finished), -1), np.zeros(len(self.finished))
-        if self.live.size:
-            ids[self.live], log_p[self.live] = self._draw()
-            self.rolled[self.live] = self.window.rolled
-            self.finished |= (ids >= 0) & (ids == self.end_of_text)
+        ids[self.live], log_p[self.live] = self._draw()
+        self.rolled[self.live] = self.window.rolled
+        self.finished |= (ids >= 0) & (ids == self.end_of_text)
         return Step(ids, log_p, self.finished.copy(), self.rolled.copy())
 
     def end(self, row: int) -> None:
@@ -103,12 +104,10 @@ class Decoding:
         self.window.append(chosen)
         return chosen, log_p
 
-    def _drop_finished(self):
-        rows = np.flatnonzero(~self.finished[self.live])
+    def _keep(self, rows):
         self.live = self.live[rows]
-        if rows.size:
-            self.window.keep(rows)
-            self.seen, self.drawn = self.seen[rows], self.drawn[rows]
+        self.window.keep(rows)
+        self.seen, self.drawn = self.seen[rows], self.drawn[rows]
 
 
 def generate(model, prompts: Sequence[Sequence[int]], config: SamplingConfig, *, end_of_text: int | None = None,

@@ -140,8 +140,7 @@ def draw(logits, uniform):
     """
     xp = array_module(logits)
     gathered = xp.cumsum(probabilities(logits), -1)
-    total = gathered[:, -1]                                       # 1, but for rounding
-    target = xp.minimum(xp.asarray(uniform) * total, xp.nextafter(total, xp.zeros_like(total)))  # below total: p > 0 where it is met
+    target = xp.asarray(uniform, dtype="float64") * gathered[:, -1]  # the last is 1, but for rounding; target stays below it
     return (gathered <= target[:, None]).sum(-1)
 
 

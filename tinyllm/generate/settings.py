@@ -22,7 +22,7 @@ class SamplingConfig:
     repetition_penalty: float = setting(1.0, "scale down logits of tokens in prompt and continuation (1: off; 1.2 is usual)", minimum=1)
     presence_penalty: float = setting(0.0, "lower the logits of tokens in the continuation by this, once", minimum=-100, maximum=100)
     frequency_penalty: float = setting(0.0, "lower the logits of tokens by this for each time in the continuation", minimum=-100, maximum=100)
-    stop: tuple[str, ...] = setting((), "end before this text; may be given several times")
+    stop: tuple[str, ...] = setting((), "end before the first of these texts")
     seed: int = setting(0, "the same seed gives the same text", minimum=0)
     beams: int = setting(1, "search for the likeliest continuation with this many candidates, instead of drawing one (1: draw)", minimum=1)
     length_penalty: float = setting(0.6, "with --beams: 0 favours short texts, higher favours longer ones", minimum=0)

@@ -128,9 +128,11 @@ def _searched(model, writers, encoded, config, end_of_text, _):
                 break
 
 
-def complete(model, tokenizer: Tokenizer, prompts: str | Sequence[str], config: SamplingConfig, *, first_row: int = 0):
+def complete(model, tokenizer: Tokenizer, prompts: str | Sequence[str], config: SamplingConfig, *,
+             first_row: int = 0) -> Completion | list[Completion]:
     """The Completion of a prompt; of a list of prompts, the list of theirs. See `stream`."""
     if isinstance(prompts, str):
         return complete(model, tokenizer, [prompts], config, first_row=first_row)[0]
-    completions = {piece.row: piece.completion for piece in stream(model, tokenizer, prompts, config, first_row=first_row) if piece.completion}
+    pieces = stream(model, tokenizer, prompts, config, first_row=first_row)
+    completions = {piece.row: piece.completion for piece in pieces if piece.completion}
     return [completions[row] for row in range(len(prompts))]

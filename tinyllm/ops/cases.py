@@ -23,8 +23,15 @@ class Case:
     settings: dict = field(default_factory=dict)
 
     def arrays(self) -> list:
-        random = np.random.RandomState(zlib.crc32(f"{self.op} {self.label}".encode()))
+        random = self._random("arguments")
         return [_make(a, random) for a in self.arguments]
+
+    def upstream(self, shape: tuple[int, ...]) -> np.ndarray:
+        """A random dy of the result's shape, the same each time."""
+        return np.asarray(self._random("upstream").standard_normal(shape))
+
+    def _random(self, purpose):
+        return np.random.RandomState(zlib.crc32(f"{self.op} {self.label} {purpose}".encode()))
 
     @property
     def function(self) -> Callable:

@@ -47,10 +47,11 @@ def linear(x, w, b=None):
 
     Backward.  dx = dy·w      dw = dyᵀ·x      db = Σ_rows dy          (dy and x as matrices of N rows)
     """
+    xp = array_module(x)
     rows = x.reshape(-1, x.shape[-1])
     y = rows @ w.T
     if b is not None:
-        y += b
+        y = xp.add(y, b, out=y if b.dtype == y.dtype else None)
 
     def backward(dy):
         dy = dy.reshape(-1, dy.shape[-1])
