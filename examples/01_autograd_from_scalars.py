@@ -11,6 +11,7 @@ it, the chain rule can walk back through them and tell how the result depends on
     python examples/01_autograd_from_scalars.py
 """
 import itertools
+from functools import partial
 
 import numpy as np
 
@@ -47,10 +48,10 @@ class Value:
 
     # … and the rest is made of those, so it needs no rule.
     __radd__, __rmul__ = __add__, __mul__
-    __neg__ = lambda self: self * -1.0  # noqa: E731
-    __sub__ = lambda self, other: self + -other  # noqa: E731
-    __truediv__ = lambda self, other: self * other**-1.0  # noqa: E731
-    __rtruediv__ = lambda self, other: other * self**-1.0  # noqa: E731
+    __neg__ = lambda self: self * -1.0
+    __sub__ = lambda self, other: self + -other
+    __truediv__ = lambda self, other: self * other**-1.0
+    __rtruediv__ = lambda self, other: other * self**-1.0
 
     def backward(self):
         """The chain rule:  ∂result/∂x = Σ ∂result/∂y · ∂y/∂x  over every y that x helped to make. Returns how many numbers it visits.
@@ -70,7 +71,7 @@ class Value:
 
 
 def longer_formula(a, b, relu):
-    """The example in the README of micrograd (Karpathy 2020), which publishes its value and gradients. Takes anything with + · ÷."""
+    """The example in the README of micrograd (Karpathy 2020), which publishes its results. For floats, Values or Tensors alike."""
     c, d = a + b, a * b + b**3
     c = c + c + 1
     c = c + 1 + c - a
@@ -82,16 +83,13 @@ def longer_formula(a, b, relu):
 
 
 def finite_differences(a, b, h=1e-4):
-    """Both derivatives of longer_formula without any rule: move one input by ±h and look. Plain Python floats."""
-
-    def f(a, b):
-        return longer_formula(a, b, relu=lambda x: max(x, 0.0))
-
+    """Both derivatives of longer_formula without any rule, in plain floats: move one input by ±h and see how far the result moves."""
+    f = partial(longer_formula, relu=lambda x: max(x, 0.0))
     return (f(a + h, b) - f(a - h, b)) / (2 * h), (f(a, b + h) - f(a, b - h)) / (2 * h)
 
 
 def with_values(a, b):
-    """longer_formula and its derivatives by Value."""
+    """The formula and its two derivatives by Value."""
     a, b = Value(a), Value(b)
     g = longer_formula(a, b, Value.relu)
     g.backward()
@@ -136,8 +134,7 @@ def main():
     paths = backward_by_paths(y)
     print(f"3. 12 doublings, path by path:  {paths:,} paths, dy/dx = {x.grad:,.0f}")
     x, y = doublings(50)
-    visited = y.backward()
-    print(f"   50 doublings, in order:      {visited} numbers, dy/dx = {x.grad:,.0f} = 2⁵⁰.   Path by path this would take years.\n")
+    print(f"   50 doublings, in order:      {y.backward()} numbers, dy/dx = {x.grad:,.0f} = 2⁵⁰.   Path by path this would take years.\n")
 
     points = [-4.0, 1.0, 3.0]
     print("4. The same formula with arrays: a holds three points, b = 2 takes part in all of them")

@@ -101,24 +101,26 @@ def main():
 
     print("2. Each derivative against central differences. Inputs are numbered: 0 is x, 1 is w, where the mistakes are.")
     for function in (squared_distances, wrong_sign, missing_term, wrong_transpose):
-        print(f"   {function.__name__:<18} {gradcheck(function, x, w)}")
+        print(f"   {function.__name__}\n      {gradcheck(function, x, w)}")
     print("   In your own tests:  report = gradcheck(f, x, w);  assert report, report\n")
 
     print("3. gradcheck turns y into one number with random weights dy. If it just summed y up, dy would be all ones, dyᵀ the same,")
-    print(f"   and the transpose would pass:  {gradcheck(lambda x, w: wrong_transpose(x, w).sum(), x, w)}\n")
+    print(f"   and the wrong transpose would pass:\n      {gradcheck(lambda x, w: wrong_transpose(x, w).sum(), x, w)}\n")
 
     print("4. How large a step? Relative error of the derivative of eˣ at 1:")
     print("        h       forward   central   complex  |  forward   central in float32")
     steps = [10.0**-n for n in range(1, 14, 2)]
     for h, double, single in zip(steps, errors_of_differences(np.float64, steps), errors_of_differences(np.float32, steps), strict=True):
         print(f"   {h:8.0e}   {'  '.join(f'{e:8.0e}' for e in double)}  |  {'  '.join(f'{e:8.0e}' for e in single[:2])}")
-    print("   Halving h halves the error of the formula (forward) or quarters it (central), until rounding, which grows as 1/h, takes")
-    print("   over. The complex step subtracts nothing, so it has no such limit; but every operation must be analytic (no |x|, no max).")
-    print(f"   gradcheck(…, method=\"complex\"):  {gradcheck(squared_distances, x, w, method='complex')}")
-    print(f"   In float32 no step is good, hence:  {refusal()}\n")
+    print("   The formula's own error falls with h (forward) or h² (central), but rounding, divided by h, grows. gradcheck takes four points,")
+    print("   whose error falls with h⁴, so that h can stay large. The complex step subtracts nothing and has no such limit, but it needs")
+    print("   every operation to be analytic (no |x|, no max):")
+    print(f"      {gradcheck(squared_distances, x, w, method='complex')}")
+    print(f"   In float32 rounding has won before the formula is good. Therefore:\n      {refusal()}\n")
 
-    print("5. A whole model: 10 random directions in each parameter, a few forwards per direction instead of four per element")
-    print(f"   {whole_model()}")
+    print("5. A whole model: 10 random directions in each parameter, four forwards a direction instead of four an element")
+    print(f"      {whole_model()}")
+    print("   The worst are queries or keys: attention starts out even, so their gradients are tiny, and rounding shows.")
 
 
 if __name__ == "__main__":

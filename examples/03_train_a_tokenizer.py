@@ -44,7 +44,7 @@ def first_merge():
 
 
 def both_trainers(merges=60):
-    """The merges by definition and by the fast trainer, with their seconds, on a longer text: the source code of Python's `inspect`."""
+    """The merges by definition and by the fast trainer, with their seconds, on a longer text: Python's own `inspect` module."""
     pieces = count_pieces([inspect.getsource(inspect)], Splitter(GPT4))
     results = []
     for trainer in (train_naive, train_incremental):
@@ -88,12 +88,12 @@ def main():
     tokenizer = train_bpe([TEXT], 377)
     print(f"   and so on. The first 24 merges:    {ribbon(tokenizer.token_bytes(i) for i in range(256, 280))}")
     print("   How one word is then encoded, the earliest learned merge first:")
-    print("\n".join("   " + line for line in show_steps(tokenizer, " tokenizer")), "\n")
+    print("\n".join("   " + line for line in show_steps(tokenizer, " tokenizer")) + "\n")
 
     (naive, slow), (incremental, fast) = both_trainers()
     same = "the same" if naive == incremental else "DIFFERENT"
-    print(f"2. {len(naive)} merges of 130 KB of source code by recounting everything each time: {slow:.2f} s. Updating only what a merge")
-    print(f"   changes: {fast:.2f} s, {slow / fast:.0f} times as fast, and the merges are {same}.\n")
+    print(f"2. {len(naive)} merges of the source code of Python's `inspect`, everything counted again each time: {slow:.2f} s.")
+    print(f"   Counting only what a merge changes: {fast:.2f} s, {slow / fast:.0f} times as fast, and the merges are {same}.\n")
 
     print("3. Vocabulary     bytes per token: this text     unseen text")
     for size, seen, unseen in compression():
@@ -109,9 +109,9 @@ def main():
 
     text = "one<|endoftext|>two"
     print(f"5. <|endoftext|> has the id {tokenizer.end_of_text}. In {text!r} it could be meant or be an attack, so you must say which:")
-    print(f"   by default:                   {refusal(tokenizer, text)}")
-    print(f"   allowed_special='all':        {ribbon(map(tokenizer.token_bytes, tokenizer.encode(text, allowed_special='all')))}")
-    print(f"   disallowed_special=():        {ribbon(map(tokenizer.token_bytes, tokenizer.encode(text, disallowed_special=())))}")
+    print(f"   by default it is refused: {refusal(tokenizer, text)}")
+    for choice in (dict(allowed_special="all"), dict(disallowed_special=())):
+        print(f"   {choice}: {[tokenizer.decode([i]) for i in tokenizer.encode(text, **choice)]}")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def attention_by_hand(q, k, v):
 
 
 def running_softmax(s, v, block):
-    """The output of one query from blocks of its scores (S,) and values (S, D), of which only one is there at a time.
+    """The output of one query from blocks of its scores (S,) and values (S, D), of which it sees only one at a time.
 
     m: largest score so far, l: Σ e^(s-m), o: Σ e^(s-m)·v. When m grows, what was summed with the old m is multiplied by e^(old - new).
     Returns (m, l, o) after each block; the output is the last o/l.
@@ -121,7 +121,7 @@ def main(plot=None):
     states = running_softmax(s[3], v, block=2)
     for m, l, o_so_far in states:  # noqa: E741
         print(f"   m = {m / math.log(2):.0f}·ln 2   l = {l:<4g} o = {o_so_far}")
-    print(f"   o/l = {states[-1][2] / states[-1][1]}, the last row of 1.; no row of scores was ever whole.")
+    print(f"   o/l = {states[-1][2] / states[-1][1]}, the last row of 1., from two scores at a time. Memory for the scores need not grow with the text.")
     print(f"   ops.tiled_attention with blocks of 2 differs by {np.abs(by_op(ops.tiled_attention, q, k, v, block=2) - o).max():.0e}\n")
 
     one = np.array([1.0, 0.0])

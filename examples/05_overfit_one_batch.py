@@ -1,7 +1,7 @@
 """Learn four lines by heart: the first thing to try with any new model or training loop.
 
 A model that cannot learn one batch by heart has a bug; one that can, has its forward, backward and optimizer right as far as one batch
-tells. It takes seconds, so do it before any real training. You will see, for a Llama and a GPT-2 of 20,000 parameters
+tells. It takes seconds, so do it before any real training. You will see, for a tiny Llama and a tiny GPT-2
 
     1. a loss of about ln V at the start: the model knows nothing, and every character is equally likely to it
     2. AdamW's first step move every weight by the learning rate, as its formula says
@@ -21,8 +21,8 @@ from tinyllm.nn import Transformer, TransformerConfig
 from tinyllm.optim import AdamW, clip_factor, global_norm
 from tinyllm.tokenizer import CharTokenizer
 
-# Each line starts with another letter, so that what is to come is certain everywhere and the loss can reach 0. (With two lines on T,
-# it would stop at ln 2 for the second letter of each.)
+# Each line starts with another letter, so that what is to come is certain everywhere and the loss can reach 0. (If two lines
+# began alike, no model could do better than ln 2 where they part.)
 LINES = [
     "Guess what comes next in a line.",
     "Measure how wrong the guess was.",
@@ -94,7 +94,8 @@ def main(plot=None):
     for arch in ("llama", "gpt2"):
         model = new_model(arch, V, context=ids.shape[1])
         parameters = sum(p.size for _, p in model.named_parameters())
-        losses, norms, first_move = curves[arch], _, _ = overfit(model, ids, targets)
+        losses, norms, first_move = overfit(model, ids, targets)
+        curves[arch] = losses
         print(f"\n{arch}, {parameters:,} parameters")
         print(f"   first loss {losses[0]:.3f}: within {abs(losses[0] - math.log(V)):.3f} of ln V")
         print(f"   first step moved weights by {np.median(first_move):.4f} (median): the learning rate is {LR}")

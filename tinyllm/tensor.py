@@ -249,20 +249,20 @@ def op(function: Callable) -> Callable:
         def mul(a, b):
             return a * b, lambda dy: (dy * b, dy * a)
 
-    The function gets arrays (positional; Python numbers and None pass through) and settings (keyword-only), and returns its value y
-    and `backward(dy)`, which returns one gradient per positional argument, of any shape that broadcasts over the argument's: the
-    engine sums it back. None stands for "no gradient" (integers, masks). A gradient may be given as a function without arguments; it
-    is called only if that input requires one, so frozen inputs cost no work. A gradient is a new array, a view, or dy itself, never an
-    array that somebody else keeps: the engine may add into it. `op.array` is the plain function.
+    The function gets arrays (positional; Python numbers and None pass through; those with a default, None, may be left out or given
+    by name) and settings (keyword-only). It returns its value y and `backward(dy)`, which returns one gradient per positional
+    argument, of any shape that broadcasts over the argument's: the engine sums it back. None stands for "no gradient" (integers,
+    masks). A gradient may be given as a function without arguments; it is called only if that input requires one, so frozen inputs
+    cost no work. A gradient is a new array, a view, or dy itself, never an array that somebody else keeps: the engine may add into
+    it. `op.array` is the plain function.
     """
-
     names = function.__code__.co_varnames[: function.__code__.co_argcount]  # of the inputs; none for *xs
     required = len(names) - len(function.__defaults__ or ())
 
     @functools.wraps(function)
     def apply(*inputs, **settings):
         if len(inputs) < len(names):  # inputs with a default may be left out, or be given by name
-            inputs += tuple(settings.pop(name) if name in settings else None for name in names[len(inputs) :])
+            inputs += tuple(settings.pop(name, None) for name in names[len(inputs) :])
             if any(x is None for x in inputs[:required]):
                 raise TypeError(f"{function.__name__}() needs its first {required} arguments: {', '.join(names[:required])}")
         arrays = [_plain(x) for x in inputs]

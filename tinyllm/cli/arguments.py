@@ -1,6 +1,7 @@
 """Command-line options made from configuration classes, and a parser whose errors are one line that helps."""
 import argparse
 import dataclasses
+import math
 import sys
 from typing import NoReturn
 
@@ -48,10 +49,29 @@ def add_config(parser: argparse.ArgumentParser, config_class: type, title: str) 
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options.update(type=kind, metavar=_metavar(field, kind))
+            options.update(type={int: whole_number, float: number}.get(kind, kind), metavar=_metavar(field, kind))
             if isinstance(field.default, tuple):
                 options.update(nargs="+", action="extend")
         group.add_argument(option_name(field.name), **options)
+
+
+def whole_number(text: str) -> int:
+    """An integer of the command line."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def number(text: str) -> float:
+    """A finite number of the command line."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
 
 
 def _metavar(field, kind) -> str:

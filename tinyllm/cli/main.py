@@ -1,6 +1,6 @@
 """The command `tinyllm`: finds the subcommand, and turns errors into one line and an exit status.
 
-0 done · 1 training diverged · 2 something in what was given · 130 stopped by Ctrl-C
+0 done · 1 training diverged · 2 something in what was given · 130 stopped by Ctrl-C · 141 nobody reads the output any more
 """
 import importlib
 import os
@@ -21,6 +21,11 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run a command line (without the program's name); the exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character gets a ?
+    return _guarded(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return 0
@@ -34,15 +39,20 @@ def main(argv: list[str] | None = None) -> int:
     command = importlib.import_module(f"tinyllm.cli.{argv[0]}")  # only the one that is asked for: --help stays quick
     parser = Parser(prog=f"tinyllm {argv[0]}", description=command.__doc__)
     command.add_arguments(parser)
-    return _guarded(command.run, parser.parse_args(argv[1:]))
+    return command.run(parser.parse_args(argv[1:]))
 
 
-def _guarded(run, args) -> int:
+def _guarded(run, argv) -> int:
     try:
-        return run(args)
-    except BrokenPipeError:  # the reader of our output has gone: nothing to say, and nobody to say it to
+        try:
+            return run(argv)
+        finally:
+            sys.stdout.flush()  # here, where it can still be caught that nobody reads it, rather than at exit
+    except BrokenPipeError:  # nothing to say, and nobody to say it to; the status is the shell's for a process ended by SIGPIPE
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 141
+    except MemoryError as error:
+        return _fail(f"not enough memory ({_one_line(error)}): make the model, --batch or --context smaller; see tinyllm describe")
     except KeyboardInterrupt:
         return _fail("stopped", 130)
     except FloatingPointError as error:

@@ -1,20 +1,24 @@
 """Learn a language model from text: by default, three minutes on the Python standard library's own sources."""
 import argparse
 import dataclasses
+import functools
 import json
-import os
+import shlex
+import shutil
 import sys
 
 from tinyllm.cli.arguments import add_config, config_from, given
+from tinyllm.data import open_shard
 from tinyllm.generate import SamplingConfig, complete
 from tinyllm.nn import TransformerConfig
 from tinyllm.nn.describe import describe
-from tinyllm.train.config import FREE_ON_RESUME, DataConfig, RunConfig, TrainConfig, refuse_changes
+from tinyllm.tokenizer import load_tokenizer
+from tinyllm.train.config import FREE_ON_RESUME, PARTS, DataConfig, RunConfig, TrainConfig, refuse_changes
 from tinyllm.train.pretrain import resume, start
 from tinyllm.train.progress import Progress, duration, loss_curve
 from tinyllm.train.run import Run, new_run, read_log
 
-PARTS = {"data": DataConfig, "model": TransformerConfig, "train": TrainConfig}
+say = functools.partial(print, flush=True)  # a pipe would hold the lines back
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,25 +33,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, show it, say where everything lies. 0 when done, 130 when interrupted (and saved)."""
-    observers = _observers(args)
     if args.resume:
         place, config = Run(args.resume), _resumed_config(args)
         if place.summary.exists():
-            print(f"{place.folder} is complete: nothing left to train")
+            say(f"{place.folder} is complete: nothing left to train")
             return 0
-        print(f"resuming {place.folder}")
-        outcome = resume(place, config, print, observers)
+        say(f"resuming {place.folder}")
     else:
-        config = RunConfig(**{name: config_from(args, kind) for name, kind in PARTS.items()})
-        if config.train.steps is not None and config.train.minutes is not None:
-            raise ValueError("--steps and --minutes are two answers to one question: give one of them")
-        place = new_run(args.out)
-        outcome = start(config, place, print, observers)
+        config, place = _new_config(args), new_run(args.out)
+    try:
+        outcome = resume(place, config, _observers) if args.resume else start(config, place, say, _observers)
+    except BaseException:
+        if sys.stdout.isatty():
+            print()  # the message must not stand behind the progress line
+        raise
     if outcome.interrupted:
-        print(f"\nstopped after step {outcome.trainer.step}, everything is saved; go on with: tinyllm train --resume {place.folder}")
+        command = shlex.join(["tinyllm", "train", "--resume", str(place.folder)])
+        say(f"\nstopped after step {outcome.trainer.step}, everything is saved; go on with: {command}")
         return 130
-    _report(place)
+    _report(place, config)
     return 0
+
+
+def _new_config(args) -> RunConfig:
+    config = RunConfig(**{name: config_from(args, kind) for name, kind in PARTS.items()})
+    if config.train.steps is not None and config.train.minutes is not None:
+        raise ValueError("--steps and --minutes are two answers to one question: give one of them")
+    return config
 
 
 def _resumed_config(args) -> RunConfig:
@@ -60,35 +72,35 @@ def _resumed_config(args) -> RunConfig:
     return dataclasses.replace(saved, train=dataclasses.replace(saved.train, **free))
 
 
-def _observers(args):
-    """A function (model, tokenizer, steps) -> the display, with a short sample after each evaluation."""
+def _observers(model, tokenizer, steps) -> list[Progress]:
+    """The display, with a short sample after each evaluation."""
+    d = describe(model.config)
+    say(f"model: {model.config.arch}, {d.parameters:,} parameters, {d.flops_per_token / 1e6:,.2f} MFLOP a token")
+    settings = SamplingConfig(max_tokens=32, temperature=0.7, seed=0)
+    prompt = "" if tokenizer.end_of_text is not None else tokenizer.decode([0])
 
-    def make(model, tokenizer, steps):
-        d = describe(model.config)
-        print(f"model: {model.config.arch}, {d.parameters:,} parameters, {d.flops_per_token / 1e6:,.1f} MFLOP a token")
-        settings = SamplingConfig(max_tokens=32, temperature=0.7, seed=0)
-        prompt = "" if tokenizer.end_of_text is not None else tokenizer.decode([0])
+    def sample() -> str:
+        return json.dumps(complete(model, tokenizer, prompt, settings).text, ensure_ascii=False)
 
-        def sample() -> str:
-            return json.dumps(complete(model, tokenizer, prompt, settings).text, ensure_ascii=False)
-
-        return [Progress(steps, sample)]
-
-    return make
+    return [Progress(steps, sample)]
 
 
-def _report(place: Run) -> None:
+def _report(place: Run, config: RunConfig) -> None:
     """The loss curve, the figures and the next thing to do."""
     records, summary = read_log(place.log), json.loads(place.summary.read_text())
     training = [(r["step"], r["loss"]) for r in records if r["event"] == "step" and r["loss"] is not None]
     validation = [(r["step"], r["val_loss"]) for r in records if r["event"] == "evaluation"]
-    print(f"\n{loss_curve(training, validation, width=min(72, _columns() - 12))}\n")
+    columns = shutil.get_terminal_size().columns
+    print(f"\n{loss_curve(training, validation, width=max(24, min(72, columns - 12)))}\n")
     print(f"trained on {summary['tokens']:,} tokens in {duration(summary['seconds'])}, {summary['tokens_per_second']:,.0f} tokens/s")
     if summary["val_loss"] is not None:
         print(f"validation loss {summary['val_loss']:.4f} nats per token, {summary['bits_per_byte']:.4f} bits per byte, over all of it")
     print(f"everything is in {place.folder}: config.json, tokenizer.json, checkpoints/, log.jsonl, summary.json")
-    print(f'now try: tinyllm sample {place.folder} --prompt "def "')
+    print("now try:", shlex.join(["tinyllm", "sample", str(place.folder), "--prompt", _prompt(place) if config.data.data else "def "]))
 
 
-def _columns() -> int:
-    return os.get_terminal_size().columns if sys.stdout.isatty() else 80
+def _prompt(place: Run) -> str:
+    """How the text begins: something that a tokenizer of its characters can encode."""
+    tokens = open_shard(place.data / "train.bin").tokens[:16].tolist()
+    start = load_tokenizer(place.tokenizer).decode(tokens, "ignore")
+    return start.strip().partition("\n")[0] or start[:1]

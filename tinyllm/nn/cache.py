@@ -45,10 +45,17 @@ class KVCache:
     def __init__(self, xp, layers, batch, kv_heads, head_width, capacity, window, dtype, left_padding=None):
         self.length, self.capacity, self.window = 0, capacity, window
         self.left_padding = None if left_padding is None else np.asarray(left_padding)
+        if capacity < 1:
+            raise ValueError(f"a key/value cache needs room for at least 1 position, got {capacity}")
+        if left_padding is not None and (self.left_padding.shape != (batch,) or (self.left_padding < 0).any()):
+            raise ValueError(f"left_padding is how many positions to hide in each of {batch} rows, got {left_padding}")
         shape = (batch, kv_heads, capacity, head_width)
         self.layers = [LayerCache(xp.zeros(shape, dtype=dtype), xp.zeros(shape, dtype=dtype), window) for _ in range(layers)]
 
-    def check_room(self, new: int) -> None:
+    def check_room(self, rows: int, new: int) -> None:
+        """Raise ValueError unless `new` positions of this many rows can be added."""
+        if rows != len(self.layers[0].keys):
+            raise ValueError(f"the key/value cache is for {len(self.layers[0].keys)} rows, got {rows}")
         if self.window is None and self.length + new > self.capacity:
             raise ValueError(f"the key/value cache holds {self.capacity} positions, {self.length} are used, and {new} more do not fit")
 
@@ -57,7 +64,7 @@ class KVCache:
         if self.left_padding is None:
             return None
         positions = self.length + new - keys + np.arange(keys)
-        return positions[None, :] >= self.left_padding[:, None]
+        return array_module(self.layers[0].keys).asarray(positions[None, :] >= self.left_padding[:, None])
 
     def reorder(self, rows) -> None:
         """Make row b a copy of what was row rows[b] (beam search keeps some rows, drops others)."""

@@ -60,6 +60,10 @@ class TransformerConfig:
             raise ValueError(f"--kv-heads {config.kv_heads} does not divide --heads {config.heads}: query heads must share evenly")
         if config.positions == "rope" and config.head_width % 2:
             raise ValueError(f"--positions rope turns pairs, but width / heads is {config.head_width}: it must be even")
+        if config.rope_scaling and (config.positions != "rope" or config.rope_factor == 1):
+            raise ValueError(f"--rope-scaling {config.rope_scaling} has no effect without --positions rope and a --rope-factor above 1")
+        if config.rope_factor != 1 and not config.rope_scaling:
+            raise ValueError(f"--rope-factor {config.rope_factor} has no effect without --rope-scaling")
         return config
 
     @property
@@ -69,10 +73,7 @@ class TransformerConfig:
     @property
     def scaling(self) -> RopeScaling | None:
         """RoPE's scaling as the ops take it, with the published bounds of each kind."""
-        if self.rope_scaling is None:
-            return None
-        high = 32.0 if self.rope_scaling == "yarn" else 4.0
-        return RopeScaling(self.rope_scaling, self.rope_factor, int(self.context / self.rope_factor), high_frequency=high)
+        return RopeScaling(self.rope_scaling, self.rope_factor, int(self.context / self.rope_factor)) if self.rope_scaling else None
 
     @property
     def unlimited(self) -> bool:

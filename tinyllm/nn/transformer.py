@@ -60,6 +60,7 @@ class Transformer(Module):
         self.norm = NORMS[config.norm](config.width, **norm) if config.norm_placement == "pre" else None
         self.head = None if config.tie else Linear(config.width, config.vocab_size, bias=False, **options)
         self.stored = storage(config.precision)
+        self.sinusoids = ops.sinusoidal_positions(config.context, config.width) if config.positions == "sinusoidal" else None
         self.frequencies = ops.rope_frequencies(config.head_width, config.rope_theta, config.scaling) if config.positions == "rope" else None
 
     def forward(self, ids, **around) -> Tensor:
@@ -75,9 +76,12 @@ class Transformer(Module):
         """The last layer's vectors, normalised, from which scores are read.     (B, T) int -> (B, T, C)
 
         cache : continues after the positions in it, and adds these (for generation, under no_grad).
-        documents : (B, T) int; a token sees only its own document.        rng : given in training, draws dropout.
-        Raises ValueError where the positions do not fit the context (or the cache).
+        documents : (B, T) int; a token sees only its own document. Positions count on through the row: with RoPE, ALiBi or none, which
+        know distances alone, a document comes out as it does by itself; with learned or sinusoidal ones as it does at that place.
+        rng : given in training, draws dropout.
+        Raises ValueError where the shapes do not match, or the positions do not fit the context (or the cache).
         """
+        _check_shapes(ids, documents, cache)
         xp = array_module(self.embedding.weight.data)
         positions = self._positions(ids.shape[1], cache)
         x = self._embedded(ids, positions)
@@ -96,14 +100,12 @@ class Transformer(Module):
         """An empty cache for `batch` rows and up to `capacity` positions (by default the context)."""
         c, weight = self.config, self.embedding.weight
         window = c.window if c.unlimited else None
-        capacity = capacity or (2 * c.window if c.unlimited else c.context)
+        capacity = (2 * c.window if c.unlimited else c.context) if capacity is None else capacity
         return KVCache(array_module(weight.data), c.layers, batch, c.kv_heads, c.head_width, capacity, window, weight.dtype, left_padding)
 
     def _positions(self, new, cache):
         """Each token's position: counted from the row's first real token.     -> (T,), or (B, T) where rows are padded"""
         start = 0 if cache is None else cache.length
-        if cache is not None:
-            cache.check_room(new)
         if start + new > self.config.context and not self.config.unlimited:
             raise ValueError(f"{start + new} positions are more than the model's context of {self.config.context}")
         positions = start + np.arange(new)
@@ -115,9 +117,8 @@ class Transformer(Module):
         x = self.embedding(ids)
         if self.position_embedding is not None:
             return self.stored(x + self.position_embedding(array_module(x.data).asarray(positions)))
-        if self.config.positions == "sinusoidal":
-            table = ops.sinusoidal_positions(self.config.context, self.config.width)[positions]
-            return self.stored(x + array_module(x.data).asarray(table, dtype=x.dtype))
+        if self.sinusoids is not None:
+            return self.stored(x + array_module(x.data).asarray(self.sinusoids[positions], dtype=x.dtype))
         return x
 
     def _rotation(self, positions, xp, dtype):
@@ -126,3 +127,14 @@ class Transformer(Module):
             return None
         angles = ops.rope_table(positions if positions.ndim == 1 else positions[:, None, :], *self.frequencies)
         return tuple(xp.asarray(table, dtype=dtype) for table in angles)
+
+
+def _check_shapes(ids, documents, cache):
+    if ids.ndim != 2 or not ids.shape[1]:
+        raise ValueError(f"the model takes ids of shape (B, T), T at least 1, got {ids.shape}")
+    if documents is not None and cache is not None:
+        raise ValueError("documents and a cache exclude each other: what is cached is one text a row")
+    if documents is not None and documents.shape != ids.shape:
+        raise ValueError(f"documents have the shape {documents.shape}, ids {ids.shape}: each token needs its document")
+    if cache is not None:
+        cache.check_room(*ids.shape)

@@ -63,5 +63,10 @@ Tensor.T = property(transpose)
 Tensor.reshape = lambda x, *shape: reshape(x, shape=shape[0] if isinstance(shape[0], tuple) else shape)
 Tensor.transpose = lambda x, *axes: transpose(x, axes=axes or None)
 Tensor.swapaxes = lambda x, first, second: swapaxes(x, first=first, second=second)
-for method in (sum, mean, max, min, var, exp, log, sqrt, tanh, sigmoid, abs):
+Tensor.sum = lambda x, axis=None, keepdims=False: sum(x, axis=axis, keepdims=keepdims)
+Tensor.mean = lambda x, axis=None, keepdims=False: mean(x, axis=axis, keepdims=keepdims)
+Tensor.max = lambda x, axis=None, keepdims=False: max(x, axis=axis, keepdims=keepdims)
+Tensor.min = lambda x, axis=None, keepdims=False: min(x, axis=axis, keepdims=keepdims)
+Tensor.var = lambda x, axis=None, keepdims=False: var(x, axis=axis, keepdims=keepdims)
+for method in (exp, log, sqrt, tanh, sigmoid, abs):
     setattr(Tensor, method.__name__, method)

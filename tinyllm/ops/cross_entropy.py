@@ -25,11 +25,10 @@ def cross_entropy(logits, targets, weights=None, *, ignore_index=-1, label_smoot
     """Mean cross-entropy of scores against token ids.     (..., V), (...) int, (...) float or None -> ()"""
     z = logits.reshape(-1, logits.shape[-1])
     t, share = _rows(targets, weights, ignore_index, z, z.shape[1])
-    losses, lse = _row_losses(z, t, label_smoothing, z_loss)
+    losses, top, total = _row_losses(z, t, label_smoothing, z_loss)
 
     def backward(dy):
-        dz = _row_gradient(z, t, lse, label_smoothing, z_loss)
-        return (dz * (share * dy)[:, None]).reshape(logits.shape), None, None
+        return _row_gradient(z, t, top, total, share * dy, label_smoothing, z_loss).reshape(logits.shape), None, None
 
     return _total(losses, share), backward
 
@@ -39,7 +38,7 @@ def linear_cross_entropy(x, w, targets, weights=None, *, ignore_index=-1, label_
     """cross_entropy(x·wᵀ, targets), without ever holding all scores.     (..., C), (V, C), (...) int, (...) or None -> ()
 
     At V = 50,000 the scores of a batch are far larger than all else in the model together. Here they exist for `rows` rows at a time
-    (by default about 4 million scores), once in the forward, which keeps only lse, and once more in the backward.
+    (by default about 4 million scores), once in the forward, which keeps two numbers a row, and once more in the backward.
 
     Backward.  With dz as in cross_entropy, slice by slice:      dx = dz·w      dw = Σ dzᵀ·x
     """
@@ -49,14 +48,13 @@ def linear_cross_entropy(x, w, targets, weights=None, *, ignore_index=-1, label_
     step = rows or max(1, 2**22 // w.shape[0])
     slices = [slice(i, i + step) for i in range(0, len(flat), step)]
     parts = [_row_losses(flat[s] @ w.T, t[s], label_smoothing, z_loss) for s in slices]
-    lse = [part[1] for part in parts]
+    kept = [part[1:] for part in parts]
     loss = _total(xp.concatenate([part[0] for part in parts]), share) if parts else share.sum()
 
     def backward(dy):
         dx, dw = xp.empty_like(flat), xp.zeros_like(w)
-        for s, lse_of_slice in zip(slices, lse, strict=True):
-            dz = _row_gradient(flat[s] @ w.T, t[s], lse_of_slice, label_smoothing, z_loss)
-            dz *= (share[s] * dy)[:, None]
+        for s, (top, total) in zip(slices, kept, strict=True):
+            dz = _row_gradient(flat[s] @ w.T, t[s], top, total, share[s] * dy, label_smoothing, z_loss)
             dx[s] = dz @ w
             dw += dz.T @ flat[s]
         return dx.reshape(x.shape), dw, None, None
@@ -87,25 +85,30 @@ def _total(losses, share):
 
 
 def _row_losses(z, t, label_smoothing, z_loss):
-    """The loss of each row, and its lse.     (N, V), (N,) -> (N,), (N,)"""
+    """The loss of each row, and what its lse is made of: max z and Σ e^(z - max z).     (N, V), (N,) -> (N,), (N,), (N,)
+
+    All is counted from the maximum: then e^z cannot overflow, and where scores are large no digits are lost in lse - z_t.
+    """
     xp = array_module(z)
-    top = z.max(-1, keepdims=True)  # subtracted so that e^z cannot overflow
-    lse = (top + xp.log(xp.exp(z - top).sum(-1, keepdims=True)))[:, 0]
-    losses = lse - (1 - label_smoothing) * z[xp.arange(len(t)), t]
+    top = z.max(-1)
+    total = xp.exp(z - top[:, None]).sum(-1)
+    losses = xp.log(total) - (1 - label_smoothing) * (z[xp.arange(len(t)), t] - top)
     if label_smoothing:
-        losses -= label_smoothing * z.mean(-1)
+        losses -= label_smoothing * (z.mean(-1) - top)
     if z_loss:
-        losses += z_loss * lse * lse
-    return losses, lse
+        losses += z_loss * (top + xp.log(total)) ** 2
+    return losses, top, total
 
 
-def _row_gradient(z, t, lse, label_smoothing, z_loss):
-    """dl/dz of each row.     (N, V), (N,), (N,) -> (N, V)"""
+def _row_gradient(z, t, top, total, weight, label_smoothing, z_loss):
+    """weight·dl/dz of each row.     (N, V), (N,) ×4 -> (N, V)"""
     xp = array_module(z)
-    dz = xp.exp(z - lse[:, None])
+    scale = weight / total
     if z_loss:
-        dz *= (1 + 2 * z_loss * lse)[:, None]
-    dz[xp.arange(len(t)), t] -= 1 - label_smoothing
+        scale = scale * (1 + 2 * z_loss * (top + xp.log(total)))
+    dz = xp.exp(z - top[:, None])
+    dz *= scale[:, None]
+    dz[xp.arange(len(t)), t] -= (1 - label_smoothing) * weight
     if label_smoothing:
-        dz -= label_smoothing / z.shape[1]
+        dz -= (label_smoothing / z.shape[1] * weight)[:, None]
     return dz

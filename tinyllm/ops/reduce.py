@@ -77,17 +77,16 @@ def logsumexp(x, *, axis=-1, keepdims=False):
     """y = ln Σ eˣ.
 
     Computed as m + ln Σ e^(x-m) with m = max x: the largest exponent is then 0, so nothing overflows.
-    Backward.  dx = dy · eˣ/Σeˣ = dy · softmax(x) = dy · e^(x-y)
+    Backward.  dx = dy · softmax(x) = dy · e^(x-m)/Σ e^(x-m)
     """
     xp = array_module(x)
     top = x.max(axis, keepdims=True)
     nothing = top == -math.inf  # the sum is 0, so y is -inf and the gradient 0, not NaN
     top = xp.where(xp.isfinite(top), top, 0)
-    total = xp.exp(x - top).sum(axis, keepdims=True)
-    lse = top + xp.log(xp.where(nothing, 1, total))
+    total = xp.where(nothing, 1, xp.exp(x - top).sum(axis, keepdims=True))
 
     def backward(dy):
-        return xp.exp(x - lse) * _spread(dy, axis, keepdims, x.ndim)
+        return xp.exp(x - top) * (_spread(dy, axis, keepdims, x.ndim) / total)
 
-    y = xp.where(nothing, -math.inf, lse)
+    y = xp.where(nothing, -math.inf, top + xp.log(total))
     return y if keepdims else y.squeeze(axis), backward

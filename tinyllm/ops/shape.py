@@ -89,7 +89,7 @@ def gather(x, index, *, axis=-1):
 
     def backward(dy):
         dx = xp.zeros(shape, dtype=dy.dtype)
-        grid = list(xp.indices(index.shape, sparse=True))
+        grid = list(xp.ix_(*(xp.arange(n) for n in index.shape)))
         grid[axis] = index
         xp.add.at(dx, tuple(grid), dy)
         return dx, None

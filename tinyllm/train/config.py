@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tinyllm.backend import DEVICES
-from tinyllm.config import check, from_dict, option_name, setting
+from tinyllm.config import check, from_dict, option_name, setting, value_type
 from tinyllm.data.atomic import atomic_file
 from tinyllm.nn import TransformerConfig
 from tinyllm.optim import SCHEDULES
@@ -84,11 +84,19 @@ class RunConfig:
         check(self.train)
         if self.train.min_lr is not None and self.train.min_lr > self.train.lr:
             raise ValueError(f"--min-lr {self.train.min_lr} is above --lr {self.train.lr}, the highest learning rate")
+        if self.data.vocab_size is not None and self.data.tokenizer != "bpe":
+            raise ValueError(f"--vocab-size goes with --tokenizer bpe alone, {self.data.tokenizer} has a size of its own: leave it out")
+        if self.data.document_mask and self.data.tokenizer == "char":
+            raise ValueError("--document-mask needs a tokenizer with <|endoftext|>, which char has not: use --tokenizer bpe")
         return dataclasses.replace(self, data=self.data.resolved(), model=self.model.resolved())
 
     def save(self, path: Path) -> None:
         with atomic_file(path) as file:
-            file.write((json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
+            file.write((json.dumps(self.to_json(), indent=1) + "\n").encode())
+
+    def to_json(self) -> dict:
+        """Plain dictionaries and lists, as JSON gives them back."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @staticmethod
     def load(path: Path) -> "RunConfig":
@@ -97,14 +105,29 @@ class RunConfig:
             raise FileNotFoundError(f"{path}: not found, so {path.parent} is not a run folder of tinyllm train")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            parts = {name: content[name] for name in ("data", "model", "train")}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged: {error}; restore it, or start a new run") from error
-        kinds = dict(data=DataConfig, model=TransformerConfig, train=TrainConfig)
-        return RunConfig(**{name: from_dict(kinds[name], values, str(path)) for name, values in parts.items()})
+            if not isinstance(content, dict) or not all(isinstance(content.get(name), dict) for name in PARTS):
+                raise ValueError(f"it must be an object with {', '.join(PARTS)}")
+            config = RunConfig(**{name: from_dict(kind, content[name], str(path)) for name, kind in PARTS.items()})
+            for name in PARTS:
+                _check_types(getattr(config, name))
+            return config.checked()
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: {error}; put back what it was, or start a new run") from error
 
 
+PARTS = {"data": DataConfig, "model": TransformerConfig, "train": TrainConfig}
 FREE_ON_RESUME = ("device", "keep", "checkpoint_every")  # change nothing in what is learned
+
+
+def _check_types(config) -> None:
+    """Raise ValueError for the first value that is not of its field's type. The command line cannot give one, a file can."""
+    for field_ in dataclasses.fields(config):
+        value, kind = getattr(config, field_.name), value_type(type(config), field_)
+        if value is None and field_.default is None:
+            continue
+        for item in value if isinstance(value, tuple) and field_.default == () else [value]:
+            if not isinstance(item, (int, float) if kind is float else kind) or (isinstance(item, bool) and kind is not bool):
+                raise ValueError(f"{field_.name} is {item!r}, which is not of type {kind.__name__}")
 
 
 def refuse_changes(saved: RunConfig, given: dict[str, object]) -> None:
@@ -112,8 +135,27 @@ def refuse_changes(saved: RunConfig, given: dict[str, object]) -> None:
     known = {name: value for part in (saved.data, saved.model, saved.train) for name, value in dataclasses.asdict(part).items()}
     for name, value in given.items():
         if name in known and name not in FREE_ON_RESUME and value != known[name]:
-            option = option_name(name)
             raise ValueError(
-                f"cannot resume with {option} {value}: the run was started with {option} {known[name]}; "
+                f"cannot resume with {_spelled(name, value)}: the run was started {_spelled(name, known[name], 'with ', 'without ')}; "
                 "leave the option out, or start a new run with another --out"
             )
+
+
+def refuse_edits(trained: dict, config: RunConfig, checkpoint: Path) -> None:
+    """Raise ValueError where config.json no longer says what a checkpoint was trained with (its `trained`, as to_json() gave it)."""
+    for part, values in config.to_json().items():
+        for name, value in values.items():
+            before = trained[part].get(name, value)  # a setting that is newer than the checkpoint had its default
+            if name not in FREE_ON_RESUME and value != before:
+                where = checkpoint.parent.parent / "config.json"
+                raise ValueError(f"{where} has {part}.{name} {value!r}, but {checkpoint} was trained with {before!r}: put that back")
+
+
+def _spelled(name: str, value, with_: str = "", without: str = "without ") -> str:
+    """A setting as it is written on the command line."""
+    option = option_name(name)
+    if value is None:
+        return without + option
+    if isinstance(value, bool):
+        return with_ + (option if value else "--no-" + option[2:])
+    return with_ + " ".join([option, *map(str, value if isinstance(value, tuple) else [value])])

@@ -1,6 +1,7 @@
 """The training loop. Every stage of a model's life goes through it; stages differ in their batches and their loss."""
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tinyllm.nn import Module
@@ -8,7 +9,7 @@ from tinyllm.tensor import no_grad
 from tinyllm.train.config import TrainConfig
 from tinyllm.train.interrupt import StopRequest
 from tinyllm.train.store import Store
-from tinyllm.train.trainer import LossFunction, Trainer
+from tinyllm.train.trainer import Diverged, LossFunction, Trainer, silent
 
 Observer = Callable[[dict], None]
 
@@ -31,7 +32,7 @@ def train(
     loss_fn: LossFunction,
     config: TrainConfig,
     *,
-    validation: Callable[[], Sequence] | None = None,
+    validation: Callable[[], Iterable] | None = None,
     store: Store | None = None,
     observers: Sequence[Observer] = (),
     stop: StopRequest | None = None,
@@ -46,7 +47,7 @@ def train(
     observers : called with each record (a dict with an "event": step, evaluation, checkpoint), for logs and displays.
     stop : when requested, the loop saves and returns after the current step.
 
-    Raises Diverged when the loss or gradient is no longer finite; the last checkpoint stays as it was.
+    Raises Diverged when a loss or gradient is no longer finite; the last checkpoint stays as it was.
     """
     trainer = Trainer(model, loss_fn, config, precision)
     outcome = Outcome(trainer, 0.0, False)
@@ -77,17 +78,20 @@ def train(
     return outcome
 
 
-def mean_loss(model: Module, loss_fn: LossFunction, batches: Sequence) -> float:
-    """The loss averaged over all targets of the batches, without recording gradients."""
+@silent
+def mean_loss(model: Module, loss_fn: LossFunction, batches: Iterable) -> float:
+    """The loss averaged over all targets of the batches, without recording gradients. Raises Diverged where it is not finite."""
     total = weight = 0
     with no_grad():
         for batch in batches:
             total += loss_fn(model, batch, None).item() * batch.weight
             weight += batch.weight
+    if not math.isfinite(total):
+        raise Diverged(f"training diverged: the loss of an evaluation is {total / weight:.4g}. Try a lower --lr, or a longer --warmup")
     return total / max(weight, 1)
 
 
-def _evaluate(outcome: Outcome, validation: Callable[[], Sequence], tell: Observer) -> bool:
+def _evaluate(outcome: Outcome, validation: Callable[[], Iterable], tell: Observer) -> bool:
     """Whether the loss is the best so far."""
     trainer = outcome.trainer
     loss = mean_loss(trainer.model, trainer.loss_fn, validation())

@@ -1,5 +1,6 @@
 """The main job, from raw text to a trained model: text -> tokenizer -> token shards -> model -> loop -> summary."""
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from tinyllm.train.loop import Outcome, mean_loss, train
 from tinyllm.train.run import Log, Run
 from tinyllm.train.store import Store
 from tinyllm.train.summary import write_summary
-from tinyllm.train.trainer import Trainer
+from tinyllm.train.trainer import Diverged, Trainer
 
 Announce = Callable[[str], None]
 
@@ -48,33 +49,43 @@ def next_token_loss(config: TrainConfig) -> Callable[..., Tensor]:
 
 def start(config: RunConfig, run: Run, announce: Announce, observers: Callable[..., Sequence] = lambda *_: ()) -> Outcome:
     """A new run in a folder that holds none. observers(model, tokenizer, steps) gives the loop's observers besides the log."""
-    config = config.checked()
-    xp = device_module(config.train.device)
-    tokenizer, data = make_data(config.data, config.train.seed, run, announce)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
-    model = _model(config, xp)
-    batches, _ = _batches(config, data, tokenizer)
-    steps = config.train.steps or affordable_steps(model, batches, config, data, seconds=60 * (config.train.minutes or 3))
-    config = dataclasses.replace(config, train=config.train.planned(steps))
-    config.save(run.config)
-    return _go_on(config, run, model, tokenizer, data, announce, observers)
+    run.begin()
+    try:
+        config = config.checked()
+        xp = device_module(config.train.device)
+        tokenizer, data = make_data(config.data, config.train.seed, run, announce)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
+        model = _model(config, xp)
+        batches, _ = _batches(config, data, tokenizer)
+        steps = config.train.steps or affordable_steps(model, batches, config, data, seconds=60 * (config.train.minutes or 3))
+        config = dataclasses.replace(config, train=config.train.planned(steps))
+        config.save(run.config)
+    except BaseException:  # Ctrl-C too: a folder in which nothing was trained shall not stand in the way of the next try
+        run.discard()
+        raise
+    run.preparing.unlink()
+    return _go_on(config, run, model, tokenizer, data, observers)
 
 
-def resume(run: Run, config: RunConfig, announce: Announce, observers: Callable[..., Sequence] = lambda *_: ()) -> Outcome:
+def resume(run: Run, config: RunConfig, observers: Callable[..., Sequence] = lambda *_: ()) -> Outcome:
     """Continue the run in a folder from its newest checkpoint (or its beginning, where it was killed before the first)."""
     xp = device_module(config.train.device)
-    tokenizer = load_tokenizer(run.tokenizer)
-    data = open_prepared(run.data, tokenizer.fingerprint())
-    return _go_on(config, run, _model(config, xp), tokenizer, data, announce, observers)
+    try:
+        tokenizer = load_tokenizer(run.tokenizer)
+        data = open_prepared(run.data, tokenizer.fingerprint())
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"cannot resume {run.folder}: {error}. Put the file back from a copy, or start a new run") from error
+    run.preparing.unlink(missing_ok=True)
+    return _go_on(config, run, _model(config, xp), tokenizer, data, observers)
 
 
 def make_data(config: DataConfig, seed: int, run: Run, announce: Announce) -> tuple[Tokenizer, PreparedData]:
     """Read the text, get the tokenizer, and write both parts as token shards into the run folder."""
-    documents = list(read_documents(config.data, on_skip=announce)) if config.data else list(standard_library())
+    tokenizer = given_tokenizer(config.tokenizer)  # before the text is read: a wrong path should be known at once
+    documents = list(read_documents(config.data, on_skip=announce) if config.data else standard_library(on_skip=announce))
     characters = sum(len(d.text) for d in documents)
     announce(f"text: {len(documents):,} document{'s' * (len(documents) != 1)}, {characters:,} characters")
-    tokenizer = make_tokenizer(config, documents, characters)
-    run.folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = tokenizer or make_tokenizer(config, documents, characters)
     tokenizer.save(run.tokenizer)
     announce(f"tokenizer: {config.tokenizer}, {tokenizer.vocab_size:,} entries")
     data = prepare(documents, tokenizer, run.data, config.val_fraction, seed)
@@ -83,17 +94,22 @@ def make_data(config: DataConfig, seed: int, run: Run, announce: Announce) -> tu
     return tokenizer, data
 
 
+def given_tokenizer(name: str) -> Tokenizer | None:
+    """The tokenizer in a file or run folder; None for the kinds that are to be trained."""
+    if name in ("bpe", "char"):
+        return None
+    path = Path(name)
+    if not path.exists():
+        raise FileNotFoundError(f"--tokenizer {name}: it takes bpe, char, or the path of a tokenizer file or run folder, and there is no such path")
+    return load_tokenizer(Run(path).tokenizer if path.is_dir() else path)
+
+
 def make_tokenizer(config: DataConfig, documents: list[Document], characters: int) -> Tokenizer:
-    """Train the kind that is asked for on the documents, or load it from a file or run folder."""
+    """Train the kind that is asked for on the documents."""
     texts = (d.text for d in documents)
     if config.tokenizer == "char":
         return CharTokenizer.train(texts)
-    if config.tokenizer == "bpe":
-        return train_bpe(texts, config.vocab_size or min(4096, 257 + characters // 250))
-    path = Path(config.tokenizer)
-    if not path.exists():
-        raise FileNotFoundError(f"--tokenizer {config.tokenizer}: it takes bpe, char, or the path of a tokenizer file or run folder")
-    return load_tokenizer(Run(path).tokenizer if path.is_dir() else path)
+    return train_bpe(texts, config.vocab_size or min(4096, 257 + characters // 250))
 
 
 def affordable_steps(model, batches, config: RunConfig, data: PreparedData, seconds: float) -> int:
@@ -109,10 +125,14 @@ def affordable_steps(model, batches, config: RunConfig, data: PreparedData, seco
         times.append(time.perf_counter() - start)
     step = sorted(times)[len(times) // 2] * 1.05  # the update itself, and the log, come on top
     window_tokens = config.train.batch * config.model.context
-    whole = -(-len(data.val) // window_tokens) if data.val else 0
-    forwards = whole + 11 * min(whole, config.train.eval_batches)  # the last evaluation takes all batches; a forward is a third of a step
-    evaluation = forwards * step / (3 * config.train.accumulate)
-    return max(1, int((seconds - (time.perf_counter() - began) - evaluation) / step))
+    forward = step / (3 * config.train.accumulate)  # a third of a step
+    whole = -(-len(data.val) // window_tokens) * forward if data.val else 0.0  # the evaluation at the very end
+    partial = min(whole, config.train.eval_batches * forward)
+    if config.train.eval_every:
+        step += partial / config.train.eval_every
+    else:
+        whole += 11 * partial
+    return max(1, int((seconds - (time.perf_counter() - began) - whole) / step))
 
 
 def _model(config: RunConfig, xp) -> Transformer:
@@ -129,14 +149,20 @@ def _batches(config: RunConfig, data: PreparedData, tokenizer: Tokenizer):
     if config.data.document_mask and separator is None:
         raise ValueError("--document-mask needs a tokenizer with <|endoftext|>, which the char tokenizer has not: use --tokenizer bpe")
     windows = (Epochs if config.data.epochs else RandomWindows)(data.train.tokens, context, c.batch, c.seed, separator)
-    whole = list(validation_batches(data.val.tokens, context, c.batch, separator)) if data.val else []
-    spread = whole[:: max(1, -(-len(whole) // c.eval_batches))]
-    return (lambda n: [windows.batch(n * c.accumulate + i) for i in range(c.accumulate)]), (lambda everything: whole if everything else spread)
+
+    def validation(everything: bool):
+        count = -(-(len(data.val) - 1) // (context * c.batch))
+        stride = 1 if everything else -(-count // c.eval_batches)
+        return itertools.islice(validation_batches(data.val.tokens, context, c.batch, separator), 0, None, stride)
+
+    if data.val:
+        next(validation(True))  # raises where the part is too short
+    return (lambda n: [windows.batch(n * c.accumulate + i) for i in range(c.accumulate)]), validation
 
 
-def _go_on(config, run, model, tokenizer, data, announce, observers) -> Outcome:
+def _go_on(config, run, model, tokenizer, data, observers) -> Outcome:
     batches, validation = _batches(config, data, tokenizer)
-    store = Store(run.checkpoints, config.train.keep)
+    store = Store(run.checkpoints, config.train.keep, config)
     loss_fn = next_token_loss(config.train)
     log = Log(run.log, store.newest_step())
     watching = [log, *observers(model, tokenizer, config.train.steps)]
@@ -146,9 +172,12 @@ def _go_on(config, run, model, tokenizer, data, announce, observers) -> Outcome:
                 model, batches, loss_fn, config.train, validation=(lambda: validation(False)) if data.val else None,
                 store=store, observers=watching, stop=stop, precision=config.model.precision,
             )  # fmt: skip
+            if not outcome.interrupted:  # still in the block: a signal that comes now finds the run all but done
+                val_loss = mean_loss(model, loss_fn, validation(True)) if data.val else None
+                write_summary(run, config, outcome, data, val_loss)
+    except Diverged as error:
+        newest = store.newest_step()
+        raise Diverged(f"{error}. {f'The newest checkpoint is of step {newest}' if newest else 'There is no checkpoint yet'}") from error
     finally:
         log.close()
-    if not outcome.interrupted:
-        val_loss = mean_loss(model, loss_fn, validation(True)) if data.val else None
-        write_summary(run, config, outcome, data, val_loss)
     return outcome

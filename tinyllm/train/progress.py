@@ -1,4 +1,5 @@
 """What a person sees while a model trains: one line that is always up to date, and at the end the curve of the loss."""
+import shutil
 import sys
 from typing import TextIO
 
@@ -29,7 +30,8 @@ class Progress:
             self.smooth[name] = 0.9 * self.smooth.get(name, record[name]) + 0.1 * record[name]
         self.last = record
         if self.live:
-            self.stream.write("\r" + self._line(record) + "\x1b[K")
+            columns = shutil.get_terminal_size((120, 24)).columns  # a line that wraps could not be written over
+            self.stream.write("\r" + self._line(record)[: columns - 1] + "\x1b[K")
             self.stream.flush()
 
     def _line(self, record) -> str:

@@ -3,9 +3,12 @@
     RUN/config.json        the whole configuration          RUN/checkpoints/step-…/   weights, optimizer, state (see checkpoint)
     RUN/tokenizer.json     text <-> ids                     RUN/log.jsonl             a record for each step and evaluation
     RUN/data/              token shards                     RUN/summary.json          how it ended
+
+While the text is being prepared there is a file RUN/preparing and no config.json: nothing has been trained yet.
 """
 import json
 import os
+import shutil
 from pathlib import Path
 
 from tinyllm.backend import random_stream
@@ -17,29 +20,56 @@ from tinyllm.train.store import Store
 
 
 class Run:
-    """The paths in a run folder."""
+    """The paths in a run folder, and its beginning. made : whether the folder was made for this run, so that it may go with it."""
 
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike, made: bool = False):
+        self.folder, self.made = Path(folder), made
         self.config, self.tokenizer = self.folder / "config.json", self.folder / "tokenizer.json"
         self.data, self.checkpoints = self.folder / "data", self.folder / "checkpoints"
         self.log, self.summary = self.folder / "log.jsonl", self.folder / "summary.json"
+        self.preparing = self.folder / "preparing"
+
+    def begin(self) -> None:
+        """Make the folder, and mark it as one in which nothing has been trained yet. Nothing of value is ever overwritten.
+
+        Raises ValueError where the folder holds a run, or files by the names that a run needs; OSError where it cannot be made.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"--out {self.folder} is a file: give a folder")
+        if self.config.exists():
+            raise ValueError(f"--out {self.folder} holds a run already: continue it with --resume {self.folder}, or give another folder")
+        for path in () if self.preparing.exists() else (self.tokenizer, self.data, self.checkpoints, self.log, self.summary):
+            if path.exists():
+                raise ValueError(f"--out {self.folder} has a {path.name} in it that a run would overwrite: give another folder")
+        try:
+            self.made = self.made or not self.folder.exists()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.preparing.touch()
+        except OSError as error:
+            raise OSError(error.errno, f"cannot make --out {self.folder}: {os.strerror(error.errno)}; give another folder") from error
+
+    def discard(self) -> None:
+        """Take back what was written since begin()."""
+        shutil.rmtree(self.data, ignore_errors=True)
+        for path in (self.config, self.tokenizer, self.preparing):
+            path.unlink(missing_ok=True)
+        if self.made and not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
 
 def new_run(out: str | None, root: Path = Path("runs")) -> Run:
-    """A run in the folder `out`, or in the next free runs/001, runs/002, …
-
-    Raises ValueError where `out` holds a run already: nothing is ever overwritten.
-    """
-    if out is None:
+    """A run in the folder `out`, or in the next free runs/001, runs/002, …, which is made at once, so that nobody else takes it."""
+    if out is not None:
+        return Run(out)
+    while True:
         number = 1 + max((int(p.name) for p in root.glob("[0-9]*") if p.name.isdecimal()), default=0)
-        return Run(root / f"{number:03d}")
-    run = Run(out)
-    if run.folder.exists() and not run.folder.is_dir():
-        raise ValueError(f"--out {out} is a file: give a folder")
-    if run.config.exists():
-        raise ValueError(f"--out {out} holds a run already: continue it with --resume {out}, or give another folder")
-    return run
+        try:
+            (root / f"{number:03d}").mkdir(parents=True)
+        except FileExistsError:  # another process was faster, or there is a file "runs"
+            if root.is_dir():
+                continue
+            raise
+        return Run(root / f"{number:03d}", made=True)
 
 
 def load_run(folder: str | os.PathLike, checkpoint: str = "last") -> tuple[Transformer, Tokenizer, RunConfig]:
@@ -53,7 +83,7 @@ def load_run(folder: str | os.PathLike, checkpoint: str = "last") -> tuple[Trans
     config = RunConfig.load(run.config)
     tokenizer = load_tokenizer(run.tokenizer)
     model = Transformer(config.model, random_stream(config.train.seed, "weights"))
-    model.load_state_dict(Store(run.checkpoints, config.train.keep).load(checkpoint).model)
+    model.load_state_dict(Store(run.checkpoints, config.train.keep, config).load(checkpoint).model)
     return model, tokenizer, config
 
 
@@ -65,18 +95,23 @@ class Log:
         kept = [r for r in read_log(path) if r["step"] <= resumed_at] if resumed_at and path.exists() else []
         with atomic_file(path) as file:
             file.writelines(_line(record) for record in kept)
-        self.file = open(path, "ab")
+        self.path, self.file = path, open(path, "ab", buffering=0)  # a buffer would try again to write what a full disk refused
 
     def __call__(self, record: dict) -> None:
-        self.file.write(_line(record))
-        self.file.flush()
+        line = _line(record)
+        try:
+            while line:
+                line = line[self.file.write(line) :]
+        except OSError as error:
+            reason = f"cannot write {self.path}: {os.strerror(error.errno)}"
+            raise OSError(error.errno, f"{reason}; free some space or mend the folder, then resume") from error
 
     def close(self) -> None:
         self.file.close()
 
 
 def _line(record: dict) -> bytes:
-    return (json.dumps(record) + "\n").encode()
+    return (json.dumps(record, allow_nan=False) + "\n").encode()
 
 
 def read_log(path: Path) -> list[dict]:
@@ -85,7 +120,10 @@ def read_log(path: Path) -> list[dict]:
     records = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is cut short, or empty
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
+            if not isinstance(record, dict) or not {"event", "step"} <= record.keys():
+                raise ValueError('expected an object with "event" and "step"')
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not a JSON record ({error})") from error
+            raise ValueError(f"{path}, line {number}: not a record of a run ({error}); delete the line") from error
+        records.append(record)
     return records

@@ -2,13 +2,18 @@
 from pathlib import Path
 
 from tinyllm.train.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, prune, save_checkpoint, step_of
+from tinyllm.train.config import RunConfig, refuse_edits
 
 
 class Store:
-    """The checkpoints of one run. keep : how many of the newest stay; the one with the lowest validation loss stays too."""
+    """The checkpoints of one run.
 
-    def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = Path(folder), keep
+    keep : how many of the newest stay; the one with the lowest validation loss stays too.
+    config : goes into every checkpoint, and must be the same when one is read again; None: not looked at.
+    """
+
+    def __init__(self, folder: Path, keep: int, config: RunConfig | None = None):
+        self.folder, self.keep, self.config = Path(folder), keep, config
 
     def save(self, outcome) -> Path:
         """Write the whole state of training. The file is complete or absent; older ones are pruned only after it is there."""
@@ -21,6 +26,7 @@ class Store:
             best_val_loss=outcome.best_val_loss,
             evaluations=outcome.evaluations,
             val_loss=evaluated.get(trainer.step),
+            config=None if self.config is None else self.config.to_json(),
         )
         path = save_checkpoint(self.folder, trainer.step, trainer.model.state_dict(), trainer.optimizer.state_dict(), state)
         best = best_step(outcome.evaluations, [step_of(p) for p in list_checkpoints(self.folder)])
@@ -36,7 +42,12 @@ class Store:
         checkpoints = list_checkpoints(self.folder)
         if not checkpoints:
             return
-        found = load_checkpoint(checkpoints[-1])
+        try:
+            found = load_checkpoint(checkpoints[-1])
+        except ValueError as error:
+            remedy = "" if len(checkpoints) == 1 else f": delete {checkpoints[-1]} and resume again"
+            raise ValueError(f"{error}{remedy}") from error
+        self._compare(found)
         outcome.trainer.restore(found.model, found.optimizer, found.state["trainer"])
         outcome.seconds, outcome.tokens = found.state["seconds"], found.state["tokens"]
         outcome.best_val_loss = found.state["best_val_loss"]
@@ -47,14 +58,21 @@ class Store:
         checkpoints = {step_of(p): p for p in list_checkpoints(self.folder)}
         if not checkpoints:
             raise FileNotFoundError(f"{self.folder}: holds no complete checkpoint; train first")
-        newest = load_checkpoint(checkpoints[max(checkpoints)])
-        if which == "last":
-            return newest
-        step = best_step(newest.state["evaluations"], checkpoints) if which == "best" else int(which) if which.isdecimal() else None
+        step = max(checkpoints)
+        if which == "best":
+            step = best_step(load_checkpoint(checkpoints[step]).state["evaluations"], checkpoints)
+        elif which != "last":
+            step = int(which) if which.isdecimal() else None
         if step not in checkpoints:
             steps = ", ".join(map(str, checkpoints))
-            raise ValueError(f"{self.folder}: no checkpoint {which!r}; there are last, best and step {steps}")
-        return load_checkpoint(checkpoints[step])
+            raise ValueError(f"{self.folder}: no checkpoint {which!r}; there are last, best (where there is validation) and step {steps}")
+        found = load_checkpoint(checkpoints[step])
+        self._compare(found)
+        return found
+
+    def _compare(self, found: Checkpoint) -> None:
+        if self.config is not None and found.state["config"] is not None:
+            refuse_edits(found.state["config"], self.config, found.path)
 
 
 def best_step(evaluations, steps) -> int | None:

@@ -2,6 +2,7 @@
 import json
 import math
 import platform
+import shlex
 import sys
 
 import numpy as np
@@ -37,7 +38,7 @@ def write_summary(run: Run, config: RunConfig, outcome: Outcome, data: PreparedD
         flops=description.flops_per_token * outcome.tokens,
         versions=dict(tinyllm=tinyllm.__version__, python=platform.python_version(), numpy=np.__version__),
         platform=platform.platform(),
-        command=" ".join(["tinyllm", *sys.argv[1:]]),
+        command=shlex.join(["tinyllm", *sys.argv[1:]]),
     )
     with atomic_file(run.summary) as file:
         file.write((json.dumps(summary, indent=1) + "\n").encode())

@@ -2,6 +2,8 @@
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from tinyllm.backend import random_stream
 from tinyllm.nn import Module
 from tinyllm.optim import AdamW, LossScaler, OutlierDetector, clip_factor, global_norm, learning_rate
@@ -9,6 +11,7 @@ from tinyllm.tensor import Tensor, detect_anomaly
 from tinyllm.train.config import TrainConfig
 
 LossFunction = Callable[..., Tensor]  # loss_fn(model, batch, rng) -> mean loss over the batch's `weight` targets
+silent = np.errstate(all="ignore")  # what overflows is found in the loss and the gradient's norm: no warning per array before it
 
 
 class Diverged(FloatingPointError):
@@ -33,6 +36,7 @@ class Trainer:
         self.outliers = {name: OutlierDetector(z=config.skip_outliers) for name in ("loss", "norm")} if config.skip_outliers else {}
         self.step = 0
 
+    @silent
     def update(self, batches: Sequence) -> dict:
         """One update from the step's micro-batches. Returns what there is to log. Raises Diverged; the weights are then as before."""
         config, scale = self.config, self.scaler.scale
@@ -74,16 +78,21 @@ class Trainer:
 
     def _diagnosis(self, loss, norm, batches) -> str:
         """Repeat the step with every op watched, to name the first one that went wrong."""
-        where = "every op was finite when the step was repeated"
+        return (
+            f"training diverged at step {self.step + 1}: loss {loss:.4g}, gradient norm {norm:.4g}: {self._culprit(batches)}. "
+            "Try a lower --lr, a longer --warmup, --clip 1, --qk-norm, or --precision fp32"
+        )
+
+    def _culprit(self, batches) -> str:
+        for name, parameter in self.model.named_parameters():
+            if not math.isfinite(global_norm(parameter.data)):
+                return f"the weights {name!r} hold NaN or infinity"
         try:
             with detect_anomaly():
                 self.gradients(batches)
         except FloatingPointError as error:
-            where = str(error)
-        return (
-            f"step {self.step + 1}: loss {loss:.4g}, gradient norm {norm:.4g}: {where}. The weights are those of step {self.step}. "
-            "Try a lower --lr, a longer --warmup, --clip 1, --qk-norm, or --precision fp32"
-        )
+            return str(error)
+        return "every op was finite when the step was repeated"
 
     def state(self) -> dict:
         """What a checkpoint must hold besides the arrays of model and optimizer. Random streams depend on seed and step alone."""
