@@ -49,7 +49,7 @@ class Value:
     # … and the rest is made of those, so it needs no rule.
     __radd__, __rmul__ = __add__, __mul__
     __neg__ = lambda self: self * -1.0
-    __sub__ = lambda self, other: self + -other
+    __sub__, __rsub__ = lambda self, other: self + -other, lambda self, other: -self + other
     __truediv__ = lambda self, other: self * other**-1.0
     __rtruediv__ = lambda self, other: other * self**-1.0
 

@@ -13,6 +13,7 @@ from tinyllm.nn.config import GATED, PLAIN, POSITIONS
 from tinyllm.nn.describe import describe
 from tinyllm.optim import AdamW
 from tinyllm.tensor import no_grad
+from tinyllm.train.config import RunConfig, TrainConfig
 
 
 def loss_of(model, batch, rng=None):
@@ -64,8 +65,8 @@ class Counted(np.ndarray):
 @pytest.mark.parametrize("choices", [
     dict(arch="gpt2"),
     dict(arch="llama", kv_heads=2, tie=False),
-    dict(arch="llama", attention="tiled", context=300),
-    dict(arch="llama", attention="tiled", context=520, window=140),
+    dict(arch="llama", attention="tiled", context=300, layers=1),
+    dict(arch="llama", attention="tiled", context=270, window=100),
     dict(arch="llama", layers=1, recompute=True),
     dict(arch="gpt2", layers=3, recompute=True, attention="tiled", context=200),
 ], ids=str)  # fmt: skip
@@ -87,7 +88,7 @@ def test_flops_are_those_of_the_products_that_run(choices):
     assert rest < 0.1 * description.flops_per_token
 
 
-BASE = dict(vocab_size=512, layers=3, heads=4, width=64, context=128)
+BASE = dict(vocab_size=512, layers=2, heads=4, width=64, context=128)
 MEASURED = [
     dict(arch="gpt2"),
     dict(arch="llama", kv_heads=1, qk_norm=True),
@@ -99,15 +100,15 @@ MEASURED = [
     dict(arch="llama", dropout=0.1, softcap=30.0),
     dict(arch="gpt2", precision="fp16", tie=False),
     dict(arch="llama", vocab_size=16384, layers=1, precision="bf16", tie=False),
-    dict(arch="llama", positions="alibi", mlp="geglu", mlp_width=1024, layers=2),
-    dict(arch="gpt2", mlp="relu", mlp_width=16, heads=8, context=192, layers=2),
+    dict(arch="llama", positions="alibi", mlp="geglu", mlp_width=1024),
+    dict(arch="gpt2", mlp="relu", mlp_width=16, heads=8, context=192),
 ]
 
 
 @pytest.mark.parametrize("choices", MEASURED, ids=str)
 def test_memory_is_as_predicted(choices):
-    """Activations to 6 %, the peak of a training step to 10 %, the weights' state to 2 %. (Nodes and other small objects come on top.)"""
-    config, batch = TransformerConfig(**(BASE | choices)), 4
+    """Activations to 3 %, the peak of a training step to 10 %, the weights' state to 3 %. (Nodes and other small objects come on top.)"""
+    config, batch = TransformerConfig(**(BASE | choices)), 3
     description = describe(config, batch)
     rng = np.random.default_rng(1) if config.dropout else None
     loss_of(Transformer(config, np.random.default_rng(0)), 1, rng).backward()  # what is made once, on the first call
@@ -125,7 +126,7 @@ def test_memory_is_as_predicted(choices):
     finally:
         tracemalloc.stop()
     assert description.state_bytes == pytest.approx(state, rel=0.03)
-    assert description.activation_bytes == pytest.approx(held, rel=0.06)
+    assert description.activation_bytes == pytest.approx(held, rel=0.03, abs=30_000)
     assert description.peak_bytes == pytest.approx(peak, rel=0.1)
 
 
@@ -162,6 +163,15 @@ def test_table_of_every_choice(capsys):
         assert status == 0 and "block inputs" in out and "position embedding" in out and "final norm" not in out
 
 
+def test_a_run(capsys, tmp_path):
+    """The saved model and batch; another batch where one is given."""
+    model = TransformerConfig(vocab_size=300, layers=1, heads=2, width=16, context=8)
+    RunConfig(model=model, train=TrainConfig(batch=3)).checked().save(tmp_path / "config.json")
+    options = "--vocab-size 300 --layers 1 --heads 2 --width 16 --context 8 --batch".split()
+    assert described(capsys, str(tmp_path)) == described(capsys, *options, "3")
+    assert described(capsys, str(tmp_path), "--batch", "5") == described(capsys, *options, "5")
+
+
 @pytest.mark.parametrize("options, message", [
     ("--heads 5", "--heads 5 does not divide --width 192"),
     ("--heads 64", "--positions rope turns pairs, but width / heads is 3: it must be even"),
@@ -170,9 +180,9 @@ def test_table_of_every_choice(capsys):
     ("--layers 0", "--layers is 0: it must be at least 1"),
     ("--vocab-size 0", "--vocab-size is 0: it must be at least 1"),
     ("--batch -1", "--batch is -1: it must be at least 1"),
-    ("--width many", "--width"),
+    ("--width many", "argument --width: "),
     ("--widht 8", "did you mean --width?"),
-    ("nowhere", "nowhere"),
+    ("nowhere", "so nowhere is not a run folder"),
     ("nowhere --layers 2", "a run or settings, not both: leave out --layers or nowhere"),
     ("nowhere --vocab-size 2", "leave out --vocab-size or nowhere"),
 ])  # fmt: skip

@@ -5,20 +5,11 @@ import pytest
 from tinyllm import ops
 from tinyllm.gradcheck import Report, gradcheck
 from tinyllm.ops.cases import CASES
-from tinyllm.tensor import OPS, Tensor, op
+from tinyllm.tensor import Tensor, op
 
 METHODS = ("central", "projection", "complex")
 RANDOM = np.random.default_rng(0)
 X, W, B = RANDOM.standard_normal((4, 4)), RANDOM.standard_normal((4, 4)), RANDOM.standard_normal(4)
-
-
-@pytest.fixture
-def make_op():
-    """An op that lives for one test."""
-    before = set(OPS)
-    yield op
-    for name in set(OPS) - before:
-        del OPS[name]
 
 
 WRONG = {
@@ -43,10 +34,10 @@ WRONG = {
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("fault", WRONG)
-def test_a_wrong_backward_fails(make_op, fault, method):
+def test_a_wrong_backward_fails(fault, method):
     forward, backward = WRONG[fault]
 
-    @make_op
+    @op
     def wrong(x, w):
         return forward(x, w), lambda dy: backward(dy, x, w)
 
@@ -58,8 +49,8 @@ def test_a_wrong_backward_fails(make_op, fault, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_right_backward_passes(make_op, method):
-    @make_op
+def test_the_right_backward_passes(method):
+    @op
     def right(x, w, b):
         return x @ w + b, lambda dy: (dy @ w.T, x.T @ dy, dy)
 
@@ -70,10 +61,10 @@ def test_the_right_backward_passes(make_op, method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("factor", [0.5, 1.0 + 1e-4, 0.0])
-def test_one_wrong_element_among_many_fails(make_op, method, factor):
+def test_one_wrong_element_among_many_fails(method, factor):
     x = np.random.default_rng(3).standard_normal((40, 25))
 
-    @make_op
+    @op
     def one_wrong(x):
         def backward(dy):
             dx = dy * np.cos(x)
@@ -92,10 +83,10 @@ def test_one_wrong_element_among_many_fails(make_op, method, factor):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [1e-6, 1e-9])
-def test_tiny_gradients_are_compared_all_the_same(make_op, method, size):
+def test_tiny_gradients_are_compared_all_the_same(method, size):
     """A tolerance that is not relative would let a zero gradient pass for one of 1e-6."""
 
-    @make_op
+    @op
     def tiny(x, *, right=True):
         return np.sin(x) * size, lambda dy: dy * np.cos(x) * size if right else dy * 0
 
@@ -104,10 +95,10 @@ def test_tiny_gradients_are_compared_all_the_same(make_op, method, size):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_large_value_with_a_small_gradient(make_op, method):
+def test_a_large_value_with_a_small_gradient(method):
     """y = 1e4 + sin(x): rounding of y leaves noise in the difference, which must neither fail the right nor pass the wrong."""
 
-    @make_op
+    @op
     def lifted(x, *, right=True):
         return np.sin(x) + 1e4, lambda dy: dy * np.cos(x) if right else dy * np.cos(x) * 1.01
 
@@ -115,13 +106,13 @@ def test_a_large_value_with_a_small_gradient(make_op, method):
     assert not gradcheck(lambda x: lifted(x, right=False), X, method=method)
 
 
-def test_projection_finds_an_error_in_a_big_function(make_op):
+def test_projection_finds_an_error_in_a_big_function():
     """One row's gradient forgotten in a function of 6,000 numbers: 5 directions are enough, at 20 evaluations an input."""
     random = np.random.default_rng(0)
     x, w = random.standard_normal((150, 20)), random.standard_normal((150, 20)) / 10
     calls = []
 
-    @make_op
+    @op
     def big_layer(x, w, *, right=True):
         calls.append(1)
         y = np.tanh(x @ w.T)
@@ -205,8 +196,8 @@ def test_inputs_are_left_as_they_were():
     assert np.array_equal(x, X) and np.array_equal(t.data, W) and t.grad is None
 
 
-def test_gradients_are_put_back_where_the_backward_fails(make_op):
-    @make_op
+def test_gradients_are_put_back_where_the_backward_fails():
+    @op
     def failing(x, w):
         return x * w, lambda dy: dy * np.array(["no number"])[0]
 
@@ -229,8 +220,8 @@ def test_single_numbers_and_empty_arrays():
     assert gradcheck(ops.mul, np.zeros((0, 3)), np.ones(3), method="projection")
 
 
-def test_the_worst_element_is_named_where_it_is_nan(make_op):
-    @make_op
+def test_the_worst_element_is_named_where_it_is_nan():
+    @op
     def one_nan(x):
         dx = np.ones_like(x)
         dx[2, 1] = np.nan
@@ -247,11 +238,11 @@ def test_the_step_and_the_tolerance_are_the_users():
     assert not Report(coarse.inputs, tolerance=0.0)
 
 
-def test_the_upstream_gradient_is_not_what_users_draw_their_inputs_from(make_op):
+def test_the_upstream_gradient_is_not_what_users_draw_their_inputs_from():
     """Were dy the same numbers as x, then xᵀ·dy would be symmetric, and a transposed gradient would pass for the right one."""
     drawn = []
 
-    @make_op
+    @op
     def spy(x):
         return np.exp(x), lambda dy: drawn.append(dy) or dy * np.exp(x)
 

@@ -107,7 +107,7 @@ def test_loop_without_store_or_validation_tells_its_observers():
 def by_precision(tmp_path_factory):
     folder, losses = tmp_path_factory.mktemp("precision"), {}
     for precision in ("fp32", "bf16", "fp16"):
-        run = train(folder, "--precision", precision, "--steps", 80, "--lr", 1e-2, "--out", folder / precision).with_name(precision)
+        run = train(folder, "--precision", precision, "--steps", 60, "--lr", 1e-2, "--out", folder / precision).with_name(precision)
         losses[precision] = [r["val_loss"] for r in history(run) if r["event"] == "evaluation"]
     return losses
 

@@ -174,7 +174,7 @@ def test_every_setting_runs_and_changes_what_is_learned(plain, tmp_path, options
         assert summary["tokens"] == 2 * 6 * 64
 
 
-@pytest.mark.parametrize("options", ["--recompute", "--recompute --dropout 0.2", "--eval-every 1", "--checkpoint-every 1 --keep 9", "--eval-batches 1"])
+@pytest.mark.parametrize("options", ["--recompute", "--recompute --dropout 0.2", "--eval-every 2", "--checkpoint-every 1 --keep 9", "--eval-batches 1"])
 def test_settings_that_must_not_change_what_is_learned(plain, tmp_path, options):
     if "dropout" in options:
         plain = train(tmp_path, "--steps", 6, "--dropout", 0.2, "--out", tmp_path / "plain").with_name("plain")
@@ -183,11 +183,12 @@ def test_settings_that_must_not_change_what_is_learned(plain, tmp_path, options)
 
 def test_tiled_attention_learns_the_same_up_to_rounding(plain, tmp_path):
     run = train(tmp_path, "--steps", 6, "--attention", "tiled")
-    assert [r["loss"] for r in history(run)[1:7]] == pytest.approx([r["loss"] for r in history(plain)[1:7]], rel=1e-4)
+    losses, expected = ([r["loss"] for r in history(x) if r["event"] == "step"] for x in (run, plain))
+    assert losses == pytest.approx(expected, rel=1e-4)
 
 
 def test_without_validation(tmp_path):
-    run = train(tmp_path, "--steps", 6, "--val-fraction", 0)
+    run = train(tmp_path, "--steps", 6, "--val-fraction", 0, "--eval-every", 5)
     assert not (run / "data" / "val.bin").exists() and {r["event"] for r in history(run)} == {"step"}
     summary = json.loads((run / "summary.json").read_text())
     assert summary["val_loss"] is summary["best_val_loss"] is summary["bits_per_byte"] is None
@@ -197,12 +198,14 @@ def test_without_validation(tmp_path):
 
 
 def test_document_mask_needs_and_uses_documents(tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
     for i in range(40):
-        (tmp_path / f"{i:02d}.md").write_text(f"Text {i}. " * 3)
-    runs = [train(tmp_path, "--data", tmp_path, "--tokenizer", "bpe", "--vocab-size", 257, "--steps", 6, "--out", tmp_path / f"run{len(mask)}",
+        (texts / f"{i:02d}.md").write_text(f"Text {i}. " * 3)
+    runs = [train(tmp_path, "--data", texts, "--tokenizer", "bpe", "--vocab-size", 257, "--steps", 6, "--out", tmp_path / f"run{len(mask)}",
                   *mask).with_name(f"run{len(mask)}") for mask in ([], ["--document-mask"])]  # fmt: skip
-    losses = [history(run)[1]["loss"] for run in runs]
-    assert losses[0] != losses[1] and abs(losses[0] - losses[1]) < 0.5
+    losses = [[r["loss"] for r in history(run) if r["event"] == "step"] for run in runs]
+    assert losses[0] != losses[1] == pytest.approx(losses[0], abs=0.1)
 
 
 def test_learning_rate_follows_the_schedule(tmp_path):
@@ -265,8 +268,8 @@ def test_plan_for_a_given_time(monkeypatch, settings):
 def test_minutes_are_kept(tmp_path):
     (tmp_path / "text.txt").write_text(text(6000), encoding="utf-8")
     started = time.perf_counter()
-    run = train(tmp_path, "--minutes", 0.03, "--eval-batches", 4)
-    assert 0.3 * 1.8 < time.perf_counter() - started < 3 * 1.8
+    run = train(tmp_path, "--minutes", 0.02, "--eval-batches", 4)
+    assert 0.3 * 1.2 < time.perf_counter() - started < 4 * 1.2
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == RunConfig.load(run / "config.json").train.steps > 20
 

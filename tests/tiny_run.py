@@ -42,7 +42,8 @@ def arguments(folder: Path, *options: object) -> list[str]:
     place = [] if "--out" in given else ["--out", str(folder / "run")]
     kind = [] if "--tokenizer" in given else ["--tokenizer", "char"]
     source = [] if "--data" in given else ["--data", str(data)]
-    return ["train", *source, *kind, *MODEL, *place, *given]
+    pace = [] if "--eval-every" in given else ["--eval-every", "50"]  # a sample follows each evaluation, which takes longer than a step
+    return ["train", *source, *kind, *MODEL, *place, *pace, *given]
 
 
 def train(folder: Path, *options: object) -> Path:

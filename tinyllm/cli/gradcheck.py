@@ -16,6 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """A line a case; 0 when all agree, 1 when one does not."""
+    if not args.tolerance >= 1e-9:
+        raise ValueError(f"--tolerance is {args.tolerance:g}: it must be at least 1e-09, finite differences in float64 are no more exact")
     checks = [(c.op, c.label, lambda c=c: gradcheck(c.function, *c.arrays(), tolerance=args.tolerance)) for c in CASES]
     checks += [(c.layer.__name__, c.label, lambda c=c: c.check(tolerance=args.tolerance)) for c in LAYERS]
     known = list(dict.fromkeys(name for name, _, _ in checks))
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
             report = check()
             failed += not report
             worst = report.worst
-            mark = "" if report else "  FAILED: backward {0.analytic:.8g}, numeric {0.numeric:.8g}".format(worst)
+            mark = "" if report else f"  FAILED: backward {worst.analytic:.8g}, numeric {worst.numeric:.8g}"
             print(f"{name:<22}{label:<44}{report.error:>9.1e}  {worst.name} at {worst.where}{mark}", flush=True)
     print(f"{failed} failed" if failed else f"all within {args.tolerance:g}")
     return 1 if failed else 0

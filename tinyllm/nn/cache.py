@@ -12,7 +12,12 @@ class LayerCache:
         self.keys, self.values, self.window, self.used = keys, values, window, 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Add T new positions; all keys and values that queries may look at, and the first new one's index among them."""
+        """Add T new positions; all keys and values that queries may look at, and the first new one's index among them.
+
+        RuntimeError while gradients are recorded: they could not reach the keys and values of earlier calls.
+        """
+        if k.requires_grad or v.requires_grad:
+            raise RuntimeError("a key/value cache carries no gradients: call the model with a cache under no_grad()")
         new = k.shape[2]
         if self.used + new > self.keys.shape[2]:
             self._make_room(new)

@@ -13,7 +13,7 @@ from tinyllm.nn.mlp import MLP, GatedMLP
 from tinyllm.nn.module import Module
 from tinyllm.nn.transformer import Block, Transformer
 
-TINY = dict(vocab_size=11, layers=2, heads=4, width=8, mlp_width=12, context=6)
+TINY = dict(vocab_size=7, layers=2, heads=4, width=8, mlp_width=5, context=6)
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,11 @@ def _block(label, **changes):
 
 
 def _transformer(label, **changes):
-    ids = np.random.RandomState(0).randint(0, 11, (2, 5))
-    targets = np.random.RandomState(1).randint(0, 11, (2, 5))
+    ids, targets = np.random.RandomState(0).randint(0, TINY["vocab_size"], (2, 2, 5))
 
     def loss(model):
         rng = np.random.default_rng(7) if model.config.dropout else None
-        return ops.linear_cross_entropy(model.hidden(ids, rng=rng), model.output_weight, targets, rows=3)
+        return ops.linear_cross_entropy(model.hidden(ids, rng=rng), model.output_weight, targets, rows=6)
 
     return LayerCase(Transformer, label, lambda rng: Transformer(_config(**changes), rng, np.float64), (), loss)
 
@@ -87,8 +86,8 @@ LAYERS: tuple[LayerCase, ...] = (
     _attention("tiled", attention="tiled", kv_heads=2),
     _block("pre-norm, gpt2", arch="gpt2", positions="none"),
     _block("post-norm, llama", norm_placement="post", positions="none"),
-    _transformer("gpt2", arch="gpt2"),
-    _transformer("llama", kv_heads=2),
+    _transformer("gpt2", arch="gpt2", heads=2, width=4),
+    _transformer("llama", heads=2, kv_heads=1, width=4),
     _transformer("llama, untied, QK norm", tie=False, qk_norm=True),
     _transformer("post-norm, sinusoidal, recomputed, dropout", norm_placement="post", positions="sinusoidal", recompute=True, dropout=0.2),
 )

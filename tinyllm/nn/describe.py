@@ -92,11 +92,12 @@ class Description:
 
     def _head(self) -> float:
         """dx and, slice by slice, scores, scores - lse, their exponential and the gradient of the slice before; then dw and its next part."""
-        c = self.config
+        c, weights = self.config, self.config.vocab_size * self.config.width
         rows = min(self._tokens, max(1, 2**22 // c.vocab_size))
-        scores, weights = rows * c.vocab_size, c.vocab_size * c.width
+        second = min(rows, self._tokens - rows)
+        scores = max(3 * rows, rows + 3 * second) * c.vocab_size
         rounding = 4 * weights if c.precision != "fp32" else 0  # of dw
-        return self._tokens * c.width + max((4 if rows < self._tokens else 3) * scores + weights, scores + 2 * weights, rounding)
+        return self._tokens * c.width + max(scores + weights, rows * c.vocab_size + 2 * weights, rounding)
 
     def _attention(self) -> float:
         """dp and ds (and the soft cap's slope) for all pairs, or a few arrays of one block of them; and dq, dk, dv."""

@@ -75,7 +75,7 @@ class Transformer(Module):
     def hidden(self, ids, *, cache: KVCache | None = None, documents=None, rng: np.random.Generator | None = None) -> Tensor:
         """The last layer's vectors, normalised, from which scores are read.     (B, T) int -> (B, T, C)
 
-        cache : continues after the positions in it, and adds these (for generation, under no_grad).
+        cache : continues after the positions in it, and adds these; for generation, under no_grad().
         documents : (B, T) int; a token sees only its own document. Positions count on through the row: with RoPE, ALiBi or none, which
         know distances alone, a document comes out as it does by itself; with learned or sinusoidal ones as it does at that place.
         rng : given in training, draws dropout.
@@ -84,8 +84,7 @@ class Transformer(Module):
         _check_shapes(ids, documents, cache)
         xp = array_module(self.embedding.weight.data)
         positions = self._positions(ids.shape[1], cache)
-        x = self._embedded(ids, positions)
-        x = drop(x, self.config.dropout, rng)
+        x = self.stored(drop(self._embedded(ids, positions), self.config.dropout, rng))
         around = Surroundings(self._rotation(positions, xp, x.dtype), cache, documents, rng)
         for i, block in enumerate(self.blocks):
             if self.config.recompute:
@@ -116,9 +115,9 @@ class Transformer(Module):
     def _embedded(self, ids, positions):
         x = self.embedding(ids)
         if self.position_embedding is not None:
-            return self.stored(x + self.position_embedding(array_module(x.data).asarray(positions)))
+            return x + self.position_embedding(array_module(x.data).asarray(positions))
         if self.sinusoids is not None:
-            return self.stored(x + array_module(x.data).asarray(self.sinusoids[positions], dtype=x.dtype))
+            return x + array_module(x.data).asarray(self.sinusoids[positions], dtype=x.dtype)
         return x
 
     def _rotation(self, positions, xp, dtype):

@@ -14,9 +14,11 @@ from tinyllm.tokenizer.base import Tokenizer
 from tinyllm.tokenizer.byte_level import BPETokenizer, train_bpe
 from tinyllm.tokenizer.characters import CharTokenizer
 from tinyllm.tokenizer.files import load_tokenizer
-from tinyllm.tokenizer.patterns import GPT2, GPT4, PATTERNS
+from tinyllm.tokenizer.patterns import GPT2, GPT4, PATTERNS, Splitter
+from tinyllm.tokenizer.show import ribbon, show
 from tinyllm.tokenizer.streaming import StreamDecoder
 
 __all__ = [
-    "GPT2", "GPT4", "PATTERNS", "BPETokenizer", "CharTokenizer", "StreamDecoder", "Tokenizer", "load_tokenizer", "train_bpe",
+    "GPT2", "GPT4", "PATTERNS", "BPETokenizer", "CharTokenizer", "Splitter", "StreamDecoder", "Tokenizer",
+    "load_tokenizer", "ribbon", "show", "train_bpe",
 ]

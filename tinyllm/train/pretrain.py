@@ -73,6 +73,8 @@ def resume(run: Run, config: RunConfig, observers: Callable[..., Sequence] = lam
     try:
         tokenizer = load_tokenizer(run.tokenizer)
         data = open_prepared(run.data, tokenizer.fingerprint())
+        if config.data.val_fraction and data.val is None:
+            raise FileNotFoundError(f"{run.data / 'val.bin'}: no such token shard")
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"cannot resume {run.folder}: {error}. Put the file back from a copy, or start a new run") from error
     run.preparing.unlink(missing_ok=True)
@@ -172,6 +174,7 @@ def _go_on(config, run, model, tokenizer, data, observers) -> Outcome:
                 model, batches, loss_fn, config.train, validation=(lambda: validation(False)) if data.val else None,
                 store=store, observers=watching, stop=stop, precision=config.model.precision,
             )  # fmt: skip
+            log.open()  # where no step was left to do, nothing has opened it
             if not outcome.interrupted:  # still in the block: a signal that comes now finds the run all but done
                 val_loss = mean_loss(model, loss_fn, validation(True)) if data.val else None
                 write_summary(run, config, outcome, data, val_loss)

@@ -88,16 +88,25 @@ def load_run(folder: str | os.PathLike, checkpoint: str = "last") -> tuple[Trans
 
 
 class Log:
-    """log.jsonl: an observer of the loop that appends each record as a line."""
+    """log.jsonl: an observer of the loop that appends each record as a line.
+
+    resumed_at : the step of the checkpoint from which the run goes on. Later records are dropped when the log is opened, with its first
+    new record: the run that wrote them was killed before it could save those steps.
+    """
 
     def __init__(self, path: Path, resumed_at: int = 0):
-        """Records after step `resumed_at` are dropped: the run that wrote them was killed before it could save those steps."""
-        kept = [r for r in read_log(path) if r["step"] <= resumed_at] if resumed_at and path.exists() else []
-        with atomic_file(path) as file:
-            file.writelines(_line(record) for record in kept)
-        self.path, self.file = path, open(path, "ab", buffering=0)  # a buffer would try again to write what a full disk refused
+        self.path, self.file = path, None
+        self.kept = [r for r in read_log(path) if r["step"] <= resumed_at] if resumed_at and path.exists() else []
+
+    def open(self) -> None:
+        """Begin to write, if that has not happened yet."""
+        if self.file is None:
+            with atomic_file(self.path) as file:
+                file.writelines(_line(record) for record in self.kept)
+            self.file = open(self.path, "ab", buffering=0)  # a buffer would try again, at close, to write what a full disk refused
 
     def __call__(self, record: dict) -> None:
+        self.open()
         line = _line(record)
         try:
             while line:
@@ -107,7 +116,8 @@ class Log:
             raise OSError(error.errno, f"{reason}; free some space or mend the folder, then resume") from error
 
     def close(self) -> None:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
 
 
 def _line(record: dict) -> bytes:
