@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from tiny_run import ROOT, arguments, call, final_bytes, history, program, text, train
+from tiny_run import ENVIRONMENT, ROOT, arguments, call, final_bytes, history, program, text, train
 
 from tinyllm.cli.main import main
 from tinyllm.data import open_shard
@@ -216,7 +216,7 @@ def test_ctrl_c_during_preparation_leaves_no_half_run(tmp_path, capfd, monkeypat
 def test_ctrl_c_while_reading_and_tokenizing(tmp_path):
     (tmp_path / "text.txt").write_text(text(400_000), encoding="utf-8")
     command = [sys.executable, "-m", "tinyllm", *arguments(tmp_path, "--tokenizer", "bpe")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline().startswith("text: 1 document")
     time.sleep(0.05)
     process.send_signal(signal.SIGINT)

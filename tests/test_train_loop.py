@@ -137,11 +137,13 @@ def test_overflow_in_fp16_halves_the_scale_and_leaves_the_update_out(monkeypatch
 
 
 def test_loss_scale_does_not_change_the_gradient(monkeypatch):
-    norms = []
+    seen = []
     for scale in (1.0, 2.0**10):
         monkeypatch.setattr(LossScaler, "for_precision", lambda precision, scale=scale: LossScaler(scale))
-        norms.append(trainer(np.float32).update([batch(4)])["grad_norm"])
-    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+        t = trainer(np.float32)
+        seen.append((t.update([batch(4)])["grad_norm"], t.optimizer.state_dict()["exp_avg.embedding.weight"]))
+    assert seen[0][0] == pytest.approx(seen[1][0], rel=1e-6)
+    np.testing.assert_allclose(seen[0][1], seen[1][1], rtol=1e-5, atol=1e-12)
 
 
 # Divergence
@@ -157,6 +159,7 @@ def test_nan_in_a_weight_is_named():
     assert np.array_equal(t.optimizer.flat.data, before, equal_nan=True)
 
 
+@pytest.mark.filterwarnings("error")  # the diagnosis says it all: no warning per array on the way there
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_the_first_op_that_overflows_is_named(precision):
     t = trainer(precision=precision)
@@ -166,6 +169,7 @@ def test_the_first_op_that_overflows_is_named(precision):
             t.update([batch(2)])
 
 
+@pytest.mark.filterwarnings("error")
 def test_divergence_stops_with_a_diagnosis_and_leaves_the_checkpoint(tmp_path, monkeypatch, capfd):
     """The learning rate explodes at step 8; the checkpoint of step 5 stays as it was, and can be used."""
     rate = trainer_module.learning_rate
@@ -185,6 +189,7 @@ def test_divergence_stops_with_a_diagnosis_and_leaves_the_checkpoint(tmp_path, m
     assert main(["train", "--resume", str(run)]) == 0  # the explosion was planted: without it the run goes on
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_last_update_that_ruins_the_model_is_not_called_a_success(tmp_path, monkeypatch, capsys):
     rate = trainer_module.learning_rate
     monkeypatch.setattr(trainer_module, "learning_rate", lambda step, **rest: 1e39 if step == 9 else rate(step, **rest))
@@ -219,6 +224,18 @@ def test_outliers_are_in_the_log_and_count_as_steps(tmp_path, monkeypatch):
     assert int(optimizer["step"]) == 30 - len(skipped)
     plain = train(tmp_path, "--steps", 30, "--out", tmp_path / "plain").with_name("plain")
     assert final_bytes(run)[0] != final_bytes(plain)[0]
+
+
+def test_a_restored_trainer_is_the_same_trainer(monkeypatch):
+    nervous(monkeypatch.setattr)
+    t = trainer(precision="fp16", skip_outliers=2.0)
+    for n in range(24):
+        t.update([batch(2, n)])
+    assert t.state()["scaler"]["scale"] < 2.0**30 and all(len(d["values"]) == 4 for d in t.state()["outliers"].values())
+    other = trainer(precision="fp16", skip_outliers=2.0)
+    other.restore(t.model.state_dict(), t.optimizer.state_dict(), json.loads(json.dumps(t.state())))
+    assert other.state() == t.state() and (other.optimizer.flat.data == t.optimizer.flat.data).all()
+    assert [t.update([batch(2, n)]) for n in range(24, 40)] == [other.update([batch(2, n)]) for n in range(24, 40)]
 
 
 # Evaluation

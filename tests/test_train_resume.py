@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from tiny_run import ROOT, arguments, call, final_bytes, history, nervous, program, train
+from tiny_run import ENVIRONMENT, ROOT, arguments, call, final_bytes, history, nervous, program, train
 
 from tinyllm.cli.main import main
 from tinyllm.train.checkpoint import list_checkpoints, load_checkpoint
@@ -80,7 +80,7 @@ def test_sigkill_at_every_step_and_every_fsync_of_a_checkpoint(tmp_path, referen
 def test_signals_save_and_say_how_to_go_on(tmp_path, reference, kind):
     options = "--steps 300 --eval-every 150 --seed 2".split()
     command = [sys.executable, "-m", "tinyllm", *arguments(tmp_path, *options)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log, run = tmp_path / "run" / "log.jsonl", tmp_path / "run"
     while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < 10):
         time.sleep(0.002)

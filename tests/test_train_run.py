@@ -118,7 +118,7 @@ def test_best_outlives_newer_ones(tmp_path):
     trainer = SimpleNamespace(
         step=0, state=dict, model=SimpleNamespace(state_dict=lambda: {"w": np.zeros(2)}), optimizer=SimpleNamespace(state_dict=dict)
     )
-    outcome = SimpleNamespace(trainer=trainer, seconds=0.0, tokens=0, best_val_loss=None, evaluations=[(0, 0.5)])
+    outcome = SimpleNamespace(trainer=trainer, seconds=1.5, tokens=7, best_val_loss=0.5, evaluations=[(0, 0.5)])
     store = Store(tmp_path, keep=2)
     for step, loss in enumerate([3.0, 1.0, 2.0, None, 1.0, 4.0], start=1):
         trainer.step = step
@@ -128,6 +128,11 @@ def test_best_outlives_newer_ones(tmp_path):
         assert store.newest_step() == step
     assert [step_of(p) for p in list_checkpoints(tmp_path)] == [2, 5, 6]
     assert store.load("best").step == 2 and store.load("last").step == 6
+    trainer.restore = lambda *parts: None
+    fresh = SimpleNamespace(trainer=trainer)
+    store.restore(fresh)
+    for name in ("seconds", "tokens", "best_val_loss", "evaluations"):
+        assert getattr(fresh, name) == getattr(outcome, name)
     assert best_step([], [1, 2]) is None and best_step([(0, 0.1), (2, 0.5)], [1, 2]) == 2
 
 
@@ -143,13 +148,13 @@ def test_a_damaged_newest_checkpoint_does_not_hide_the_others(done, tmp_path):
 # Settings
 
 def test_epochs_visit_every_window_once(tmp_path):
-    run = train(tmp_path, "--epochs", "--steps", 5)
+    run = train(tmp_path, "--epochs", "--steps", 5, "--accumulate", 2)
     config = RunConfig.load(run / "config.json")
     tokens = open_shard(run / "data" / "train.bin").tokens
     data = SimpleNamespace(train=SimpleNamespace(tokens=tokens), val=None)
     batches, _ = pretrain._batches(config, data, load_tokenizer(run / "tokenizer.json"))
-    rows = [row.tobytes() for n in range(20) for row in batches(n)[0].ids]
-    assert len(set(rows)) == len(rows)
+    rows = [row.tobytes() for n in range(20) for micro in batches(n) for row in micro.ids]
+    assert len(set(rows)) == len(rows) == 20 * 2 * 4
 
 
 @pytest.fixture(scope="module")

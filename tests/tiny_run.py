@@ -23,6 +23,7 @@ from tinyllm.train.checkpoint import list_checkpoints
 from tinyllm.train.run import read_log
 
 ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # output to a pipe waits, as it does for users
 MODEL = "--layers 1 --heads 2 --width 16 --context 16 --batch 4".split()
 WORDS = "the quick brown fox jumps over lazy dogs and cats; naïve café – Ωmega!".split()
 
@@ -58,6 +59,7 @@ def program(*words: object) -> list[str]:
 
 
 def call(command: list[str], **options) -> subprocess.CompletedProcess:
+    options = dict(env=ENVIRONMENT) | options
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=120, **options)
 
 

@@ -24,6 +24,8 @@ from tinyllm.backend import random_stream
 from tinyllm.tensor import Tensor, no_grad
 
 STEP = {"central": 1e-4, "projection": 1e-4, "complex": 1e-30}
+LONGEST = 5.0  # a direction's norm, so that the error O(h⁴) does not grow with the number of elements
+FINEST = 1e-9  # a tolerance that finite differences in float64 can still keep
 NOISE = 1e-11  # of a difference quotient with these steps, relative to L
 
 
@@ -85,7 +87,7 @@ def gradcheck(
     parameters : further leaf Tensors (float64) that function reaches by itself, by name, such as dict(module.named_parameters());
         those that require no gradient are left out.
     method : "central", "projection" or "complex", see above.      directions : how many, for "projection".
-    step : h; by default 1e-4, and 1e-30 for "complex".            tolerance : largest error for the report to be true.
+    step : h; by default 1e-4, and 1e-30 for "complex".            tolerance : largest error for the report to be true, at least 1e-9.
     rng : draws the upstream gradient and the directions.
 
     Raises ValueError for float32 (or 16-bit) values, whose rounding would drown the difference; for nothing to check; for a function
@@ -93,6 +95,8 @@ def gradcheck(
     """
     if method not in STEP:
         raise ValueError(f"gradcheck method {method!r} is unknown: use one of {', '.join(STEP)}")
+    if not tolerance >= FINEST and method != "complex":
+        raise ValueError(f"gradcheck: the tolerance {tolerance:g} is below {FINEST:g}, and finite differences in float64 are no more exact")
     rng = rng or random_stream(0, "gradcheck")  # not default_rng(0): users draw x from it, and where dy = x, xᵀ·dy hides a transpose
     arguments = [_leaf(x, f"input {i}") for i, x in enumerate(inputs)]
     leaves = {f"input {i}": x for i, x in enumerate(arguments) if isinstance(x, Tensor) and x.requires_grad}
@@ -190,8 +194,9 @@ def _by_element(name, analytic, slope, floor, directions, rng) -> InputReport:
 def _by_direction(name, analytic, slope, floor, directions, rng) -> InputReport:
     found = []
     for i in range(directions):
-        v = rng.standard_normal(analytic.shape)
+        length = min(1.0, LONGEST / np.sqrt(max(analytic.size, 1)))  # without it, a step with n elements would be √n·h long
+        v = rng.standard_normal(analytic.shape) * length
         expected, numeric = float((analytic * v).sum()), slope(v)
-        scale = max(np.sqrt((analytic**2).sum()), abs(numeric), floor)  # √Σg² is the typical size of Σ g·v
-        found.append(InputReport(name, analytic.shape, abs(expected - numeric) / scale, f"direction {i}", expected, numeric))
+        scale = max(np.sqrt((analytic**2).sum()) * length, abs(numeric), floor)  # √Σg² is the typical size of Σ g·v at length 1
+        found.append(InputReport(name, analytic.shape, float(abs(expected - numeric) / scale), f"direction {i}", expected, numeric))
     return max(found, key=lambda r: r.error if r.error == r.error else float("inf"))

@@ -161,20 +161,24 @@ def _backward(start, grad) -> None:
     pending = _Pending()
     pending.add(start, grad, fresh=False)
     while pending.order:
-        node, dy = pending.pop()
-        backward, parents = node.take()
-        gradients = backward(dy)
-        if isinstance(gradients, Tensor):  # a checkpoint that has run again: go on into the graph of that run
-            if gradients.requires_grad:
-                pending.add(gradients.node or gradients, dy, fresh=False)
+        _visit(*pending.pop(), pending)  # a function of its own, so that nothing of one op lives on while the next one works
+
+
+def _visit(node: Node, dy, pending: "_Pending") -> None:
+    """Run one op's backward and hand its gradients on."""
+    backward, parents = node.take()
+    gradients = backward(dy)
+    if isinstance(gradients, Tensor):  # a checkpoint that has run again: go on into the graph of that run
+        if gradients.requires_grad:
+            pending.add(gradients.node or gradients, dy, fresh=False)
+        return
+    for i, (dx, fresh) in enumerate(_gradients(node, gradients, parents, dy)):
+        if dx is None:
             continue
-        for i, (dx, fresh) in enumerate(_gradients(node, gradients, parents, dy)):
-            if dx is None:
-                continue
-            if _anomaly.get():
-                check_finite(f"the backward of {node.name!r} for its input {i}", dx, [dy])
-            fitted = _fit(dx, node.shapes[i], node.dtypes[i], node.name)
-            pending.add(parents[i], fitted, fresh or (fitted is not dx and fitted.base is None))
+        if _anomaly.get():
+            check_finite(f"the backward of {node.name!r} for its input {i}", dx, [dy])
+        fitted = _fit(dx, node.shapes[i], node.dtypes[i], node.name)
+        pending.add(parents[i], fitted, fresh or (fitted is not dx and fitted.base is None))
 
 
 def _gradients(node: Node, gradients, parents: tuple, dy) -> Iterator[tuple]:

@@ -16,8 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """A line a case; 0 when all agree, 1 when one does not."""
-    if not args.tolerance >= 1e-9:
-        raise ValueError(f"--tolerance is {args.tolerance:g}: it must be at least 1e-09, finite differences in float64 are no more exact")
     checks = [(c.op, c.label, lambda c=c: gradcheck(c.function, *c.arrays(), tolerance=args.tolerance)) for c in CASES]
     checks += [(c.layer.__name__, c.label, lambda c=c: c.check(tolerance=args.tolerance)) for c in LAYERS]
     known = list(dict.fromkeys(name for name, _, _ in checks))

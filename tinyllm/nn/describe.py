@@ -20,7 +20,7 @@ BLOCK = ops.tiled_attention.array.__kwdefaults__["block"]
 # Arrays of the MLP's inner width that the backward of the activation and of the map after it hold: its inputs, what it saved, its result.
 MLP_ARRAYS = dict(relu=1.25, relu2=2, silu=2, gelu=3, gelu_tanh=3, swiglu=4, geglu=4)
 # And those that come and go on top of them, at the worst moment of the forward (the erf of gelu and geglu) or of the backward.
-MLP_TEMPORARIES = dict(relu=2, relu2=2, silu=2, gelu=7, gelu_tanh=6, swiglu=3, geglu=7)
+MLP_TEMPORARIES = dict(relu=2, relu2=2, silu=2, gelu=7, gelu_tanh=5, swiglu=2, geglu=7)
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,11 @@ class Description:
         return self._tokens * sum(p.activations for p in parts) + copies
 
     def _head(self) -> float:
-        """dx and, slice by slice, scores, scores - lse, their exponential and the gradient of the slice before; then dw and its next part."""
+        """dx and, slice by slice, scores, scores - lse and their exponential; then dw and its next part."""
         c, weights = self.config, self.config.vocab_size * self.config.width
         rows = min(self._tokens, max(1, 2**22 // c.vocab_size))
-        second = min(rows, self._tokens - rows)
-        scores = max(3 * rows, rows + 3 * second) * c.vocab_size
         rounding = 4 * weights if c.precision != "fp32" else 0  # of dw
-        return self._tokens * c.width + max(scores + weights, rows * c.vocab_size + 2 * weights, rounding)
+        return self._tokens * c.width + max(3 * rows * c.vocab_size + weights, rows * c.vocab_size + 2 * weights, rounding)
 
     def _attention(self) -> float:
         """dp and ds (and the soft cap's slope) for all pairs, or a few arrays of one block of them; and dq, dk, dv."""

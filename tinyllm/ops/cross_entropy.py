@@ -57,6 +57,7 @@ def linear_cross_entropy(x, w, targets, weights=None, *, ignore_index=-1, label_
             dz = _row_gradient(flat[s] @ w.T, t[s], top, total, share[s] * dy, label_smoothing, z_loss)
             dx[s] = dz @ w
             dw += dz.T @ flat[s]
+            del dz  # before the next slice's scores are made
         return dx.reshape(x.shape), dw, None, None
 
     return loss, backward
