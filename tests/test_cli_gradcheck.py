@@ -46,8 +46,8 @@ def test_list(capsys):
     ("rmsnrm", "gradcheck knows no op or layer 'rmsnrm'; did you mean rmsnorm? (tinyllm gradcheck --list prints all)"),
     ("exp Transformr", "gradcheck knows no op or layer 'Transformr'; did you mean Transformer?"),
     ("--tolerance small", "--tolerance"),
-    ("--tolerance 1e-12", "the tolerance 1e-12 is below 1e-09"),
-    ("--tolerance nan", "the tolerance nan is below 1e-09"),
+    ("--tolerance 1e-12", "gradcheck: the tolerance 1e-12 is below 1e-09"),
+    ("--tolerance nan", "gradcheck: the tolerance nan is below 1e-09"),
     ("--lits", "unknown option --lits; did you mean --list?"),
 ])  # fmt: skip
 def test_errors_are_one_line(capsys, options, message):

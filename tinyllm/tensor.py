@@ -284,7 +284,7 @@ def op(function: Callable) -> Callable:
             result.node = Node(function.__name__, inputs, result, backward)
         return result
 
-    if function.__module__.startswith("tinyllm."):  # the package's own; those of users are nobody else's business
+    if str(function.__module__).startswith("tinyllm."):  # the package's own; those of users are nobody else's business
         if function.__name__ in OPS:
             raise ValueError(f"an op named {function.__name__!r} exists already")
         OPS[function.__name__] = apply

@@ -25,14 +25,14 @@ def run(args: argparse.Namespace) -> int:
     for name in args.names:
         if name not in known:
             raise ValueError(f"gradcheck knows no op or layer {name!r}{suggestion(name, known)} (tinyllm gradcheck --list prints all)")
-    print(f"{'name':<22}{'case':<44}{'error':>9}  worst element")
-    failed = 0
+    header, failed = f"{'name':<22}{'case':<44}{'error':>9}  worst element\n", 0
     for name, label, check in checks:
         if not args.names or name in args.names:
             report = check()
             failed += not report
             worst = report.worst
             mark = "" if report else f"  FAILED: backward {worst.analytic:.8g}, numeric {worst.numeric:.8g}"
-            print(f"{name:<22}{label:<44}{report.error:>9.1e}  {worst.name} at {worst.where}{mark}", flush=True)
+            print(f"{header}{name:<22}{label:<44}{report.error:>9.1e}  {worst.name} at {worst.where}{mark}", flush=True)
+            header = ""  # only once there is something below it: a refused tolerance prints no table
     print(f"{failed} failed" if failed else f"all within {args.tolerance:g}")
     return 1 if failed else 0
