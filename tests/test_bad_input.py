@@ -197,14 +197,14 @@ def test_other_files_in_the_folder_do_no_harm(tmp_path, capfd):
 
 # Interrupted before there is anything to resume
 
-@pytest.mark.parametrize("place", ["train_bpe", "prepare", "affordable_steps", "Transformer"])
+@pytest.mark.parametrize("place", ["train_bpe", "prepare", "timed", "Transformer"])
 def test_ctrl_c_during_preparation_leaves_no_half_run(tmp_path, capfd, monkeypatch, place):
     def interrupted(*args, **rest):
         original(*args, **rest)
         raise KeyboardInterrupt
 
     original = getattr(pretrain, place)
-    plan = ["--minutes", 0.01] if place == "affordable_steps" else ["--steps", 2]
+    plan = ["--minutes", 0.01] if place == "timed" else ["--steps", 2]
     command = arguments(tmp_path, "--tokenizer", "bpe", "--vocab-size", 270, *plan)
     with monkeypatch.context() as patch:
         patch.setattr(pretrain, place, interrupted)

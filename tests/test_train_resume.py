@@ -72,6 +72,7 @@ def test_sigkill_with_loss_scale_and_outlier_statistics(tmp_path, reference):
 @pytest.mark.parametrize("plant", [False, True])
 def test_sigkill_at_every_step_and_every_fsync_of_a_checkpoint(tmp_path, reference, plant):
     options, flag = (NERVOUS, ["--nervous"]) if plant else (PLAIN, [])
+    options = [*options, "--steps", "72"]
     moments = [("update", n) for n in range(1, 9)] + [("fsync", n) for n in range(1, 12)]
     assert_same(survive(tmp_path, options, moments, flag), reference(options, plant))
 

@@ -244,10 +244,11 @@ def test_runs_are_numbered_and_reserved_at_once(tmp_path):
 
 # Time
 
-@pytest.mark.parametrize("settings", [{}, dict(eval_every=5), dict(accumulate=4), dict(eval_batches=3), dict(val=False)])
-def test_plan_for_a_given_time(monkeypatch, settings):
+@pytest.mark.parametrize("settings", [{}, dict(eval_every=5), dict(accumulate=4), dict(eval_batches=3), dict(eval_batches=30), dict(val=False)])
+@pytest.mark.parametrize("seconds", [20.0, 120.0])
+def test_plan_for_a_given_time(monkeypatch, settings, seconds):
     """On a clock that a gradient moves by 0.2 s and an evaluation's batch by a third of a micro-batch's share, the plan fills the time."""
-    clock = [100.0]
+    clock, settings = [100.0], dict(settings)
     val = settings.pop("val", True)
     config = RunConfig(train=TrainConfig(batch=2, **settings), model=dataclasses.replace(RunConfig().model, context=10))
     data = SimpleNamespace(val=range(600) if val else None)
@@ -260,14 +261,14 @@ def test_plan_for_a_given_time(monkeypatch, settings):
 
     monkeypatch.setattr(pretrain, "Trainer", Clockwork)
     monkeypatch.setattr(pretrain, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    steps = pretrain.affordable_steps(None, lambda n: [], config, data, seconds=120.0)
-    forward = 0.2 / 3 / config.train.accumulate
-    planned = config.train.planned(steps)
-    evaluations = 1 + -(-steps // planned.eval_every)
-    partial = min(30, config.train.eval_batches) if val else 0
-    used = (clock[0] - 100) + steps * 0.2 + forward * (evaluations * partial + (30 if val else 0))
-    assert 0.9 * 120 < used <= 121
-    assert pretrain.affordable_steps(None, lambda n: [], config, data, seconds=0.5) == 1
+    plan = pretrain.timed(None, lambda n: [], config, data, seconds)
+    partial = 0.2 / 3 / plan.accumulate * min(30, plan.eval_batches) if val else 0.0
+    evaluations = -(-plan.steps // plan.planned(plan.steps).eval_every)
+    used = (clock[0] - 100) + plan.steps * 0.2 + (1 + evaluations) * partial + (0.2 / 3 / plan.accumulate * 30 if val else 0)
+    assert 0.85 * seconds < used <= seconds + 1
+    if plan.eval_every != config.train.eval_every:
+        assert 1 <= evaluations <= 10 and (evaluations == 1 or evaluations * partial <= 0.11 * seconds)
+    assert pretrain.timed(None, lambda n: [], config, data, seconds=0.5).steps == 1
 
 
 def test_minutes_are_kept(tmp_path):

@@ -53,8 +53,8 @@ class TrainConfig:
     skip_outliers: float | None = setting(
         None, "leave out updates whose loss or gradient norm is this many standard deviations off (default: off)", minimum=1
     )
-    eval_every: int | None = setting(None, "updates between evaluations (default: a tenth of all)", minimum=1)
-    eval_batches: int = setting(20, "validation batches per evaluation; the last one takes the whole validation part", minimum=1)
+    eval_every: int | None = setting(None, "updates between evaluations (default: a tenth of all; more where that would take much of --minutes)", minimum=1)
+    eval_batches: int = setting(8, "validation batches per evaluation; the last one takes the whole validation part", minimum=1)
     checkpoint_every: int | None = setting(None, "updates between checkpoints (default: at every evaluation)", minimum=1)
     keep: int = setting(2, "newest checkpoints to keep, besides the best", minimum=1)
     seed: int = setting(0, "seed of weights, batches and dropout", minimum=0)

@@ -57,8 +57,8 @@ def start(config: RunConfig, run: Run, announce: Announce, observers: Callable[.
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
         model = _model(config, xp)
         batches, _ = _batches(config, data, tokenizer)
-        steps = config.train.steps or affordable_steps(model, batches, config, data, seconds=60 * (config.train.minutes or 3))
-        config = dataclasses.replace(config, train=config.train.planned(steps))
+        plan = config.train if config.train.steps else timed(model, batches, config, data, seconds=60 * (config.train.minutes or 3))
+        config = dataclasses.replace(config, train=plan.planned(plan.steps))
         config.save(run.config)
     except BaseException:  # Ctrl-C too: a folder in which nothing was trained shall not stand in the way of the next try
         run.discard()
@@ -114,27 +114,29 @@ def make_tokenizer(config: DataConfig, documents: list[Document], characters: in
     return train_bpe(texts, config.vocab_size or min(4096, 257 + characters // 250))
 
 
-def affordable_steps(model, batches, config: RunConfig, data: PreparedData, seconds: float) -> int:
-    """How many updates fit into this many seconds, evaluations included, judged by a few gradients that are thrown away.
+def timed(model, batches, config: RunConfig, data: PreparedData, seconds: float) -> TrainConfig:
+    """config.train with as many updates as fit into this many seconds, judged by a few gradients that are thrown away.
 
+    Evaluations are part of the time. Where --eval-every leaves it open, there are ten, or as many as a tenth of the time allows.
     The plan is made once, before the first update, so that everything after it is a pure function of the step number.
     """
-    trial = Trainer(model, next_token_loss(config.train), config.train)
+    c = config.train
+    trial = Trainer(model, next_token_loss(c), c)
     began, times = time.perf_counter(), []
     while len(times) < 3 or (time.perf_counter() - began < seconds / 30 and len(times) < 20):
         start = time.perf_counter()
         trial.gradients(batches(0))
         times.append(time.perf_counter() - start)
     step = sorted(times)[len(times) // 2] * 1.05  # the update itself, and the log, come on top
-    window_tokens = config.train.batch * config.model.context
-    forward = step / (3 * config.train.accumulate)  # a third of a step
-    whole = -(-len(data.val) // window_tokens) * forward if data.val else 0.0  # the evaluation at the very end
-    partial = min(whole, config.train.eval_batches * forward)
-    if config.train.eval_every:
-        step += partial / config.train.eval_every
-    else:
-        whole += 11 * partial
-    return max(1, int((seconds - (time.perf_counter() - began) - whole) / step))
+    forward = step / (3 * c.accumulate)  # a third of a micro-batch's step
+    whole = -(-len(data.val) // (c.batch * config.model.context)) * forward if data.val else 0.0  # the evaluation at the very end
+    partial = min(whole, c.eval_batches * forward)
+    left = seconds - (time.perf_counter() - began) - whole - partial
+    if c.eval_every:
+        return dataclasses.replace(c, steps=max(1, int(left / (step + partial / c.eval_every))))
+    evaluations = max(1, min(10, int(0.1 * left / partial))) if partial else 10
+    steps = max(1, int((left - evaluations * partial) / step))
+    return dataclasses.replace(c, steps=steps, eval_every=-(-steps // evaluations))
 
 
 def _model(config: RunConfig, xp) -> Transformer:
