@@ -118,7 +118,8 @@ class Sample:
     size: int | None = setting(None, "how 100% big (default: as big as needed)", minimum=1)
     rate: float = setting(0.5, "how fast")
     wild: bool = setting(True, "whether")
-    names: tuple[str, ...] = setting((), "which")
+    names: tuple[str, ...] = setting((), "which", several=True)
+    single: tuple[str, ...] = setting((), "one at a time")
     hidden: int = 3  # no setting: no option
 
 
@@ -126,8 +127,8 @@ def test_options_that_are_not_given_leave_no_trace():
     parser = Parser(prog="x")
     add_config(parser, Sample, "sample")
     assert given(parser.parse_args([]), Sample) == {} and config_from(parser.parse_args([]), Sample) == Sample()
-    args = parser.parse_args("--size 3 --rate 1e-3 --no-wild --names a b --names c".split())
-    assert config_from(args, Sample) == Sample(3, 1e-3, False, ("a", "b", "c"))
+    args = parser.parse_args("--size 3 --rate 1e-3 --no-wild --names a b --names c --single x --single y".split())
+    assert config_from(args, Sample) == Sample(3, 1e-3, False, ("a", "b", "c"), ("x", "y"))
     assert "--hidden" not in parser.format_help()
     text = " ".join(parser.format_help().split())
     assert "how 100% big (default: as big as needed)" in text and "how fast (default: 0.5)" in text and "whether (default: yes)" in text

@@ -66,7 +66,7 @@ def test_other_ways_to_choose(folder, capsys):
     assert sample(capsys, folder, "--prompt", "def", "--top-k", "1", "--max-tokens", "9")[1] == greedy
     assert sample(capsys, folder, "--prompt", "def", "--beams", "3", "--max-tokens", "9")[0] == 0
     stop = greedy[3:][4:6]
-    _, out, err = sample(capsys, folder, "--prompt", "def", "--temperature", "0", "--max-tokens", "9", "--stop", "never", stop)
+    _, out, err = sample(capsys, folder, "--prompt", "def", "--temperature", "0", "--max-tokens", "9", "--stop", "never", "--stop", stop)
     assert out == "def" + greedy[3:].partition(stop)[0] + "\n" and "ended by stop (1)" in err
 
 

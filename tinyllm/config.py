@@ -12,9 +12,13 @@ import types
 import typing
 
 
-def setting(default, help: str, *, choices: tuple = (), minimum=None, maximum=None):
-    """A dataclass field with the text and the limits that the command line shows and `check` enforces."""
-    return dataclasses.field(default=default, metadata=dict(help=help, choices=choices, minimum=minimum, maximum=maximum))
+def setting(default, help: str, *, choices: tuple = (), minimum=None, maximum=None, metavar: str = "", several: bool = False):
+    """A dataclass field with the text and the limits that the command line shows and `check` enforces.
+
+    metavar : what its value is called in the help.     several : for tuples: `--data A B` gives two, else `--stop A --stop B` does.
+    """
+    limits = dict(choices=choices, minimum=minimum, maximum=maximum)
+    return dataclasses.field(default=default, metadata=dict(help=help, metavar=metavar, several=several, **limits))
 
 
 def option_name(field_name: str) -> str:

@@ -51,7 +51,7 @@ def add_config(parser: argparse.ArgumentParser, config_class: type, title: str) 
         else:
             options.update(type={int: whole_number, float: number}.get(kind, kind), metavar=_metavar(field, kind))
             if isinstance(field.default, tuple):
-                options.update(nargs="+", action="extend")
+                options.update(dict(nargs="+", action="extend") if field.metadata["several"] else dict(action="append"))
         group.add_argument(option_name(field.name), **options)
 
 
@@ -76,6 +76,8 @@ def number(text: str) -> float:
 
 def _metavar(field, kind) -> str:
     choices = field.metadata["choices"]
+    if field.metadata["metavar"]:
+        return field.metadata["metavar"]
     return "|".join(map(str, choices)) if choices else {int: "N", float: "X"}.get(kind, "TEXT")
 
 

@@ -15,8 +15,13 @@ from tinyllm.optim import SCHEDULES
 class DataConfig:
     """Which text, and how it becomes tokens."""
 
-    data: tuple[str, ...] = setting((), "files or folders: text, .jsonl with a text field (default: the Python standard library's sources)")
-    tokenizer: str = setting("bpe", "bpe or char, trained on the text, or a tokenizer file or run folder to take it from")
+    data: tuple[str, ...] = setting(
+        (), "text, .jsonl with a text field, or folders of them (default: the Python standard library's sources)",
+        metavar="FILE_OR_FOLDER", several=True,
+    )  # fmt: skip
+    tokenizer: str = setting(
+        "bpe", "bpe or char, trained on the text, or a tokenizer file or run folder to take it from", metavar="bpe|char|PATH"
+    )
     vocab_size: int | None = setting(
         None, "entries of a bpe tokenizer (default: 4096; for less than 1 MB of text 257 + one for each 250 characters)", minimum=257
     )
