@@ -12,7 +12,7 @@ from tinyllm.train.run import Run
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A run, or the settings of a model."""
     parser.add_argument("run", nargs="?", metavar="RUN", help="a run folder; or leave it out and give the settings below")
-    parser.add_argument("--vocab-size", type=int, metavar="N", help="entries of the tokenizer (default: 4096)")
+    parser.add_argument("--vocab-size", type=int, metavar="N", help="entries of the tokenizer (default: 2048)")
     parser.add_argument("--batch", type=int, metavar="N", help="windows per micro-batch, for the memory (default: 16)")
     add_config(parser, TransformerConfig, "model")
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         saved = RunConfig.load(Run(args.run).config)
         config, batch = saved.model, args.batch or saved.train.batch
     else:
-        config = dataclasses.replace(config, vocab_size=args.vocab_size or 4096)
+        config = dataclasses.replace(config, vocab_size=args.vocab_size or 2048)
     print(table(describe(config, batch)))
     return 0
 

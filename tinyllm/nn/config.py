@@ -22,9 +22,9 @@ class TransformerConfig:
     vocab_size: int = 256
     arch: str = setting("llama", "the combination that the choices below default to", choices=tuple(ARCHITECTURES))
     layers: int = setting(4, "transformer blocks", minimum=1)
-    heads: int = setting(6, "query heads per block", minimum=1)
+    heads: int = setting(5, "query heads per block", minimum=1)
     kv_heads: int | None = setting(None, "key/value heads; fewer than --heads share them, 1 is multi-query (default: --heads)", minimum=1)
-    width: int = setting(192, "width of the residual stream", minimum=1)
+    width: int = setting(160, "width of the residual stream", minimum=1)
     mlp_width: int | None = setting(None, "inner width of the MLP (default: 4 x width; gated: 8/3 x width, rounded up to 8)", minimum=1)
     context: int = setting(128, "longest sequence, in tokens", minimum=1)
     norm: str | None = setting(None, "normalisation (default: by --arch)", choices=("layernorm", "rmsnorm"))

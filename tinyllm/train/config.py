@@ -23,7 +23,7 @@ class DataConfig:
         "bpe", "bpe or char, trained on the text, or a tokenizer file or run folder to take it from", metavar="bpe|char|PATH"
     )
     vocab_size: int | None = setting(
-        None, "entries of a bpe tokenizer (default: 4096; for less than 1 MB of text 257 + one for each 250 characters)", minimum=257
+        None, "entries of a bpe tokenizer (default: 2048; for less than 450,000 characters 257 + one for each 250)", minimum=257
     )
     val_fraction: float | None = setting(
         None, "share of the text that is set aside for validation (default: 0.1; of the standard library 0.02)", minimum=0, maximum=0.9
@@ -41,11 +41,11 @@ class DataConfig:
 class TrainConfig:
     """How long, how fast, how often: what the one training loop needs."""
 
-    batch: int = setting(16, "windows per micro-batch", minimum=1)
+    batch: int = setting(8, "windows per micro-batch", minimum=1)
     accumulate: int = setting(1, "micro-batches per update; their gradients are averaged by tokens", minimum=1)
     steps: int | None = setting(None, "updates to make (default: as many as fit into --minutes)", minimum=1)
     minutes: float | None = setting(None, "time to train for, evaluations included; the speed is measured first (default: 3, if --steps is not given)", minimum=0.01)
-    lr: float = setting(1e-3, "highest learning rate", minimum=0)
+    lr: float = setting(2e-3, "highest learning rate", minimum=0)
     min_lr: float | None = setting(None, "learning rate at the end of the schedule (default: a tenth of --lr)", minimum=0)
     warmup: int | None = setting(None, "updates in which the learning rate rises (default: 100, at most a tenth of all)", minimum=0)
     schedule: str = setting("cosine", "course of the learning rate after the warm-up; wsd: constant, then down", choices=SCHEDULES)

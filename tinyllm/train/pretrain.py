@@ -111,7 +111,7 @@ def make_tokenizer(config: DataConfig, documents: list[Document], characters: in
     texts = (d.text for d in documents)
     if config.tokenizer == "char":
         return CharTokenizer.train(texts)
-    return train_bpe(texts, config.vocab_size or min(4096, 257 + characters // 250))
+    return train_bpe(texts, config.vocab_size or min(2048, 257 + characters // 250))
 
 
 def timed(model, batches, config: RunConfig, data: PreparedData, seconds: float) -> TrainConfig:
