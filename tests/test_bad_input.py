@@ -122,7 +122,7 @@ OPTIONS = {
     "--lr inf": "'inf' is not a finite number",
     "--val-fraction 2": "--val-fraction is 2.0: it must be at most 0.9",
     "--dropout 1": "--dropout is 1.0: it must be at most 0.99",
-    "--min-lr 1": "--min-lr 1.0 is above --lr 0.001",
+    "--min-lr 1": "--min-lr 1.0 is above --lr 0.002",
     "--seed -1": "--seed is -1: it must be at least 0",
     "--minutes 0": "--minutes is 0.0: it must be at least 0.01",
     "--schedule cosin": "--schedule is 'cosin': it takes cosine, linear, constant, wsd; did you mean cosine?",
@@ -345,7 +345,7 @@ def test_damaged_log(stopped, capfd):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["--lr", "0.5"], "cannot resume with --lr 0.5: the run was started with --lr 0.001; leave the option out, or start a new run with another --out"),
+    (["--lr", "0.5"], "cannot resume with --lr 0.5: the run was started with --lr 0.002; leave the option out, or start a new run with another --out"),
     (["--bias"], "cannot resume with --bias: the run was started with --no-bias;"),
     (["--minutes", "3"], "cannot resume with --minutes 3.0: the run was started without --minutes;"),
     (["--data", "a", "b"], "cannot resume with --data a b: the run was started with --data "),

@@ -58,7 +58,7 @@ def test_choices_are_listed_and_defaults_shown():
     text = " ".join(train_parser().format_help().split())
     for choices in ("gpt2|llama", "cosine|linear|constant|wsd", "fp32|bf16|fp16", "cpu|cuda"):
         assert choices in text
-    for line in ("--lr X highest learning rate (default: 0.001)", "--tie, --no-tie use the token embedding", "(default: by --arch)"):
+    for line in ("--lr X highest learning rate (default: 0.002)", "--tie, --no-tie use the token embedding", "(default: by --arch)"):
         assert line in text
 
 

@@ -173,9 +173,9 @@ def test_a_run(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("options, message", [
-    ("--heads 5", "--heads 5 does not divide --width 192"),
-    ("--heads 64", "--positions rope turns pairs, but width / heads is 3: it must be even"),
-    ("--kv-heads 4", "--kv-heads 4 does not divide --heads 6"),
+    ("--heads 6", "--heads 6 does not divide --width 160"),
+    ("--heads 32", "--positions rope turns pairs, but width / heads is 5: it must be even"),
+    ("--kv-heads 4", "--kv-heads 4 does not divide --heads 5"),
     ("--arch lama", "--arch is 'lama': it takes gpt2, llama; did you mean llama?"),
     ("--layers 0", "--layers is 0: it must be at least 1"),
     ("--vocab-size 0", "--vocab-size is 0: it must be at least 1"),

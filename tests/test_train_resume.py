@@ -139,7 +139,7 @@ def test_what_changes_nothing_may_change_on_resume(tmp_path, capsys):
     run = train(tmp_path, "--steps", 12, "--checkpoint-every", 4, "--eval-every", 12, "--keep", 9)
     weights = final_bytes(run)
     cut_back(run, 4)
-    same = ["--lr", "0.001", "--steps", "12", "--tokenizer", "char", "--no-bias"]  # said again, but not changed
+    same = ["--lr", "0.002", "--steps", "12", "--tokenizer", "char", "--no-bias"]  # said again, but not changed
     assert main(["train", "--resume", str(run), "--keep", "1", "--checkpoint-every", "3", "--device", "cpu", *same]) == 0
     assert final_bytes(run) == weights
     assert [p.name for p in list_checkpoints(run / "checkpoints")] == ["step-000012"]

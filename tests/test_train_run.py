@@ -166,7 +166,7 @@ def plain(tmp_path_factory):
     "--epochs", "--dropout 0.3", "--label-smoothing 0.2", "--z-loss 0.5", "--accumulate 2", "--schedule wsd --warmup 1", "--schedule linear",
     "--schedule constant", "--clip 0.01", "--beta1 0.5 --beta2 0.5", "--weight-decay 30", "--arch gpt2", "--no-tie", "--bias", "--kv-heads 1",
     "--window 4", "--qk-norm", "--norm-placement post", "--min-lr 0", "--mlp-width 24", "--softcap 1", "--precision bf16", "--val-fraction 0.3",
-    "--seed 9", "--lr 0.002", "--positions alibi",
+    "--seed 9", "--lr 0.003", "--positions alibi",
 ])  # fmt: skip
 def test_every_setting_runs_and_changes_what_is_learned(plain, tmp_path, options):
     run = train(tmp_path, "--steps", 6, *options.split())
@@ -230,8 +230,8 @@ def test_defaults_are_three_minutes_on_the_standard_library():
     config = RunConfig().checked()
     assert config.data == DataConfig(val_fraction=0.02) and config.train.steps is None and config.train.minutes is None
     planned = TrainConfig().planned(1000)
-    assert (planned.warmup, planned.min_lr, planned.eval_every, planned.checkpoint_every) == (100, 1e-4, 100, 100)
-    assert TrainConfig().planned(1) == dataclasses.replace(TrainConfig(), steps=1, warmup=0, min_lr=1e-4, eval_every=1, checkpoint_every=1)
+    assert (planned.warmup, planned.min_lr, planned.eval_every, planned.checkpoint_every) == (100, 2e-4, 100, 100)
+    assert TrainConfig().planned(1) == dataclasses.replace(TrainConfig(), steps=1, warmup=0, min_lr=2e-4, eval_every=1, checkpoint_every=1)
 
 
 def test_runs_are_numbered_and_reserved_at_once(tmp_path):
