@@ -75,8 +75,7 @@ def test_files_and_functions_are_short(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_public_functions_are_documented_and_typed(path):
-    """Docstrings everywhere; types where users call. Ops are exempt from types: their arrays may be of either library."""
+def test_public_functions_are_documented(path):
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             decorated = any(getattr(d, "id", "") == "op" for d in getattr(node, "decorator_list", []))
@@ -91,7 +90,7 @@ def test_nothing_is_pickled_or_switched_by_the_environment():
         assert "environ" not in path.read_text(encoding="utf-8"), path
 
 
-def test_every_op_has_its_docstring_formula_and_readme_its_reading_order():
+def test_readme_gives_the_reading_order():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for place in ("tensor.py", "ops/", "nn/", "train/", "generate/", "tokenizer/", "data/", "optim/", "examples/"):
         assert place in readme, f"README.md does not say when to read {place}"

@@ -125,11 +125,14 @@ OPTIONS = {
     "--min-lr 1": "--min-lr 1.0 is above --lr 0.002",
     "--seed -1": "--seed is -1: it must be at least 0",
     "--minutes 0": "--minutes is 0.0: it must be at least 0.01",
+    "--minutes 1e308": "--minutes is 1e+308: it must be at most 1000000.0",
     "--schedule cosin": "--schedule is 'cosin': it takes cosine, linear, constant, wsd; did you mean cosine?",
     "--arch bert": "--arch is 'bert': it takes gpt2, llama",
     "--precision fp8": "--precision is 'fp8': it takes fp32, bf16, fp16",
     "--heads 3": "--heads 3 does not divide --width 16",
     "--heads 4 --kv-heads 3": "--kv-heads 3 does not divide --heads 4",
+    "--rope-theta 1": "--rope-theta is 1.0: it must be at least 1.01",
+    "--rope-scaling yarn --rope-factor 17": "--rope-factor 17.0 is above --context 16: the original context would be empty",
     "--heads 16": "width / heads is 1: it must be even",
     "--steps 3 --minutes 1": "--steps and --minutes are two answers to one question: give one of them",
     "--vocab-size 300": "--vocab-size goes with --tokenizer bpe alone, char has a size of its own: leave it out",
@@ -363,6 +366,15 @@ def test_resume_of_what_is_no_run(tmp_path, capfd):
     for name in ("missing", "empty", "text.txt"):
         line = refusal(capfd, tmp_path, ["train", "--resume", tmp_path / name])
         assert line == f"{tmp_path / name / 'config.json'}: not found, so {tmp_path / name} is not a run folder of tinyllm train\n"
+
+
+def test_an_empty_name_is_not_the_current_folder_or_a_new_run(tmp_path, capfd, monkeypatch):
+    """What a shell makes of "$RUN" where RUN is not set."""
+    (tmp_path / "text.txt").write_text(text(), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert "not a run folder of tinyllm train" in refusal(capfd, tmp_path, ["train", "--resume", ""])
+    assert "not a run folder of tinyllm train" in refusal(capfd, tmp_path, ["describe", ""])
+    assert "the name of a text file or folder is empty" in refusal(capfd, tmp_path, arguments(tmp_path, "--data", ""))
 
 
 def test_sample_without_checkpoint(stopped, capfd):

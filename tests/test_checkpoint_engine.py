@@ -228,6 +228,21 @@ def test_a_second_backward_and_a_changed_input_are_errors():
         loss.backward()
 
 
+def test_another_result_in_the_second_run_is_an_error():
+    """A generator that was not passed, or a parameter that has moved: the gradients would be of something that never ran."""
+    x, w = Tensor(np.ones((2, WIDTH)), True), parameters()[0]
+    rng = np.random.default_rng(0)
+    loss = checkpoint(lambda x: ops.dropout(x, rate=0.5, rng=rng), x).sum()
+    with pytest.raises(RuntimeError, match="another result .* pass the generator"):
+        loss.backward()
+    loss = checkpoint(lambda x: x @ w, x).sum()
+    with no_grad():
+        w[0] = 0.0
+    with pytest.raises(RuntimeError, match="another result .* change no parameter"):
+        loss.backward()
+    assert x.grad is None and w.grad is None
+
+
 def test_in_anomaly_mode_the_fault_inside_is_named():
     x = Tensor(np.array([4.0, 0.0]), requires_grad=True)
     with detect_anomaly(), np.errstate(divide="ignore"):

@@ -47,7 +47,7 @@ def test_list(capsys):
     ("exp Transformr", "gradcheck knows no op or layer 'Transformr'; did you mean Transformer?"),
     ("--tolerance small", "--tolerance"),
     ("--tolerance 1e-12", "gradcheck: the tolerance 1e-12 is below 1e-09"),
-    ("--tolerance nan", "gradcheck: the tolerance nan is below 1e-09"),
+    ("--tolerance nan", "argument --tolerance: 'nan' is not a finite number"),
     ("--lits", "unknown option --lits; did you mean --list?"),
 ])  # fmt: skip
 def test_errors_are_one_line(capsys, options, message):

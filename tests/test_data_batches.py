@@ -69,6 +69,13 @@ def test_validation_predicts_each_token_once(tokens, size, context, batch):
     assert ids[~counted].tolist() in ([0] * np.sum(~counted), [size - 1] + [0] * (np.sum(~counted) - 1))  # the last token may be an input
 
 
+def test_every_so_many_validation_batches_are_those_of_the_whole_pass(tokens):
+    whole = list(validation_batches(tokens[:100], 7, 3))
+    for every in (1, 2, 4, 9):
+        some = list(validation_batches(tokens[:100], 7, 3, every=every))
+        assert [b.targets.tolist() for b in some] == [b.targets.tolist() for b in whole[::every]]
+
+
 def test_validation_needs_two_tokens(tokens):
     with pytest.raises(ValueError, match="has 1 tokens, at least 2 are needed"):
         next(validation_batches(tokens[:1], 7, 1))

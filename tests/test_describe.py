@@ -181,6 +181,7 @@ def test_a_run(capsys, tmp_path):
     ("--vocab-size 0", "--vocab-size is 0: it must be at least 1"),
     ("--batch -1", "--batch is -1: it must be at least 1"),
     ("--width many", "argument --width: "),
+    ("--vocab-size many", "argument --vocab-size: 'many' is not a whole number"),
     ("--widht 8", "did you mean --width?"),
     ("nowhere", "so nowhere is not a run folder"),
     ("nowhere --layers 2", "a run or settings, not both: leave out --layers or nowhere"),

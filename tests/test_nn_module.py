@@ -1,4 +1,7 @@
 """Module and its parameters: names, order, saving and loading, freezing, the first weights."""
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -16,6 +19,19 @@ def model_of(dtype=np.float32, seed=0, **changes):
 
 def loss_of(model):
     return ops.linear_cross_entropy(model.hidden(IDS), model.output_weight, TARGETS)
+
+
+def test_a_model_is_freed_with_its_last_name():
+    """Without waiting for the garbage collector: weights are large."""
+    gc.collect()
+    gc.disable()
+    try:
+        model = model_of()
+        blocks = [weakref.ref(block) for block in model.blocks]
+        del model
+        assert not any(block() for block in blocks)
+    finally:
+        gc.enable()
 
 
 def test_names_come_in_the_order_of_the_attributes():

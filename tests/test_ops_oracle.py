@@ -148,6 +148,8 @@ def test_rope_refuses_odd_widths_and_unknown_scalings():
         rope_frequencies(5)
     with pytest.raises(ValueError, match="'dynamic' is unknown: use linear, ntk, llama3 or yarn"):
         rope_frequencies(4, scaling=RopeScaling("dynamic", 2.0))
+    with pytest.raises(ValueError, match="8 components are 4 pairs, but cos and sin have 1 angles"):
+        rope(np.ones((2, 8)), np.ones((2, 1)), np.zeros((2, 1)))
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

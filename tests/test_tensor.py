@@ -232,6 +232,23 @@ def test_optional_arrays_may_be_given_by_name():
         ops.layernorm(x, bias=b)
 
 
+def test_a_gradient_is_not_lost_in_a_setting():
+    x, n = leaf(3), Tensor(2.0, requires_grad=True)
+    with pytest.raises(TypeError, match=r"pow\(\): no gradient flows through the setting 'exponent'.*detach"):
+        x**n
+    with no_grad():
+        assert np.array_equal((x**n).data, x.data**2)
+    assert np.array_equal((x ** n.detach()).data, x.data**2)
+
+
+def test_truth_and_iteration_are_those_of_arrays():
+    assert not Tensor([0.0]) and Tensor(1.0) and [row.shape for row in leaf(2, 3)] == [(3,), (3,)]
+    with pytest.raises(ValueError, match="truth value"):
+        bool(leaf(2))
+    with pytest.raises(TypeError):
+        iter(Tensor(1.0))
+
+
 def test_dtypes_of_new_tensors():
     assert Tensor([1, 2]).dtype == Tensor(1).dtype == Tensor(2.5).dtype == np.float32
     assert Tensor(np.arange(3)).dtype == np.int64 and Tensor(np.float64(1)).dtype == np.float64

@@ -233,6 +233,8 @@ def test_training_learns_nothing_from_special_tokens():
 def test_bad_special_tokens(special):
     with pytest.raises(ValueError, match="non-empty, distinct strings"):
         BPETokenizer([], special_tokens=special)
+    with pytest.raises(ValueError, match="non-empty, distinct strings"):
+        train_bpe(["abc abc"], 260, special_tokens=special)
 
 
 # ---- vocabulary size, ids ----
@@ -354,6 +356,8 @@ def test_failed_save_keeps_the_old_file(tmp_path, bpe, monkeypatch):
 def test_save_into_a_folder_that_is_not_there(tmp_path, bpe):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         bpe.save(tmp_path / "nowhere" / "tok.json")
+    with pytest.raises(IsADirectoryError, match="that is a folder; name a file in it"):
+        bpe.save(tmp_path)
 
 
 def test_missing_file(tmp_path):

@@ -82,7 +82,7 @@ class Tensor:
 
     def __init__(self, data, requires_grad: bool = False):
         if isinstance(data, Tensor):
-            raise TypeError("Tensor(data) got a Tensor: use .detach() for a copy outside the graph")
+            raise TypeError("Tensor(data) got a Tensor: use .detach() for the same values outside the graph")
         if isinstance(data, np.generic):
             data = np.asarray(data)  # NumPy turns 0-d results into scalars (and its float64 scalar passes for a Python float)
         elif isinstance(data, bool | int | float | complex | list | tuple):
@@ -111,6 +111,12 @@ class Tensor:
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def __bool__(self) -> bool:
+        return bool(self.data)  # of one value, as in NumPy; without this, Python would ask for the length
+
+    def __iter__(self) -> Iterator["Tensor"]:
+        return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
         made_by = f", op={self.node.name}" if self.node else ", requires_grad=True" if self.requires_grad else ""
@@ -270,7 +276,7 @@ def op(function: Callable) -> Callable:
             if any(x is None for x in inputs[:required]):
                 raise TypeError(f"{function.__name__}() needs its first {required} arguments: {', '.join(names[:required])}")
         arrays = [_plain(x) for x in inputs]
-        settings = {name: _plain(value) for name, value in settings.items()}
+        settings = {name: _setting(function.__name__, name, value) for name, value in settings.items()}
         y, backward = function(*arrays, **settings)
         if _anomaly.get():
             check_finite(f"the op {function.__name__!r}", y, [*arrays, *settings.values()])
@@ -295,6 +301,13 @@ def op(function: Callable) -> Callable:
 def _plain(x):
     """The array of a Tensor; the Python number of a NumPy scalar, whose float64 would turn every float32 it meets into float64."""
     return x.data if isinstance(x, Tensor) else x.item() if isinstance(x, np.generic) else x
+
+
+def _setting(op_name: str, name: str, value):
+    """The value of a setting. TypeError for a Tensor that waits for a gradient, since none flows through a setting."""
+    if isinstance(value, Tensor) and value.requires_grad and _recording.get():
+        raise TypeError(f"{op_name}(): no gradient flows through the setting {name!r}, but it got a Tensor that requires one: .detach() it")
+    return _plain(value)
 
 
 def _is_view(y, x) -> bool:
@@ -331,7 +344,7 @@ def checkpoint(function: Callable, *inputs, rng: np.random.Generator | None = No
     Memory falls from all activations inside `function` to its inputs; the price is one more forward. The second run takes the place
     of the first in the graph, so that gradients are bitwise those of the plain call. Where `function` draws random numbers, pass the
     generator that it uses as `rng`, and its state is put back for the second run. Tensors that `function` reaches on its own, such as
-    parameters, get their gradients too.
+    parameters, get their gradients too. Raises RuntimeError at backward() if the second run gives another result (compared by its sum).
     Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
     """
     state = rng.bit_generator.state if rng else None
@@ -339,10 +352,17 @@ def checkpoint(function: Callable, *inputs, rng: np.random.Generator | None = No
         y = function(*inputs)
     if not _recording.get():
         return y
+    total = to_numpy(y.data.sum())
 
     def run_again(dy):
         with _set(_recording, True), _replayed(rng, state):
-            return function(*inputs)
+            again = function(*inputs)
+        if not np.array_equal(to_numpy(again.data.sum()), total, equal_nan=True):
+            raise RuntimeError(
+                "checkpoint: the function gave another result when backward() ran it again: pass the generator that it draws from as rng, "
+                "and change no parameter between forward and backward"
+            )
+        return again
 
     result = Tensor(y.data, requires_grad=True)
     result.node = Node("checkpoint", inputs, result, run_again)

@@ -2,18 +2,18 @@
 import argparse
 import dataclasses
 
-from tinyllm.cli.arguments import add_config, config_from, given
+from tinyllm.cli.arguments import add_config, config_from, given, whole_number
 from tinyllm.nn import TransformerConfig
 from tinyllm.nn.describe import Description, describe
-from tinyllm.train.config import RunConfig
+from tinyllm.train.config import VOCAB_SIZE, RunConfig, TrainConfig
 from tinyllm.train.run import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A run, or the settings of a model."""
     parser.add_argument("run", nargs="?", metavar="RUN", help="a run folder; or leave it out and give the settings below")
-    parser.add_argument("--vocab-size", type=int, metavar="N", help="entries of the tokenizer (default: 2048)")
-    parser.add_argument("--batch", type=int, metavar="N", help="windows per micro-batch, for the memory (default: 16)")
+    parser.add_argument("--vocab-size", type=whole_number, metavar="N", help=f"entries of the tokenizer (default: {VOCAB_SIZE})")
+    parser.add_argument("--batch", type=whole_number, metavar="N", help=f"windows per micro-batch, for the memory (default: {TrainConfig.batch})")
     add_config(parser, TransformerConfig, "model")
 
 
@@ -22,14 +22,14 @@ def run(args: argparse.Namespace) -> int:
     for name in ("batch", "vocab_size"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
-    config, batch = config_from(args, TransformerConfig), args.batch or 16
-    if args.run:
+    config, batch = config_from(args, TransformerConfig), args.batch or TrainConfig.batch
+    if args.run is not None:
         if options := [*given(args, TransformerConfig), *(["vocab_size"] if args.vocab_size else [])]:
             raise ValueError(f"describe takes a run or settings, not both: leave out --{options[0].replace('_', '-')} or {args.run}")
         saved = RunConfig.load(Run(args.run).config)
         config, batch = saved.model, args.batch or saved.train.batch
     else:
-        config = dataclasses.replace(config, vocab_size=args.vocab_size or 2048)
+        config = dataclasses.replace(config, vocab_size=args.vocab_size or VOCAB_SIZE)
     print(table(describe(config, batch)))
     return 0
 

@@ -1,6 +1,7 @@
 """Check the derivative of every op, loss and layer against finite differences of its forward, and print the errors."""
 import argparse
 
+from tinyllm.cli.arguments import number
 from tinyllm.config import suggestion
 from tinyllm.gradcheck import gradcheck
 from tinyllm.nn.cases import LAYERS
@@ -10,7 +11,7 @@ from tinyllm.ops.cases import CASES
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which, and how exactly."""
     parser.add_argument("names", nargs="*", metavar="NAME", help="ops, losses or layers, such as rmsnorm or Attention (default: all)")
-    parser.add_argument("--tolerance", type=float, default=1e-6, metavar="X", help="largest relative error (default: 1e-6)")
+    parser.add_argument("--tolerance", type=number, default=1e-6, metavar="X", help="largest relative error (default: 1e-6)")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
 
 

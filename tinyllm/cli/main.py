@@ -1,6 +1,6 @@
 """The command `tinyllm`: finds the subcommand, and turns errors into one line and an exit status.
 
-0 done · 1 training diverged · 2 something in what was given · 130 stopped by Ctrl-C · 141 nobody reads the output any more
+0 done · 1 training diverged, or a gradient is wrong · 2 something in what was given · 130 stopped by Ctrl-C · 141 nobody reads the output any more
 """
 import importlib
 import os
@@ -86,7 +86,3 @@ def _overview() -> str:
             "Start with: tinyllm train",
         ]
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -29,7 +29,6 @@ def run(args: argparse.Namespace) -> int:
     config = config_from(args, SamplingConfig)
     prompts = list(args.prompt or []) + (read_prompts(args.file) if args.file else [])
     model, tokenizer, _ = load_run(args.run_folder, checkpoint=args.checkpoint)
-    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character gets a ?
     printer, start = Printer(prompts or [""], tokenizer, args.logprobs), time.perf_counter()
     try:
         for first in range(0, len(printer.prompts), AT_ONCE):

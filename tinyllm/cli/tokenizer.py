@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from tinyllm.cli.arguments import whole_number
 from tinyllm.tokenizer import PATTERNS, BPETokenizer, CharTokenizer, load_tokenizer, train_bpe
 from tinyllm.tokenizer.base import END_OF_TEXT
 from tinyllm.tokenizer.show import show
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--out", required=True, metavar="FILE", help="where the tokenizer is written (JSON)")
     train.add_argument("--kind", choices=["bpe", "char"], default="bpe",
                        help="byte-level BPE, or one id a character (default: %(default)s)")
-    train.add_argument("--vocab-size", type=int, default=4096, metavar="N",
+    train.add_argument("--vocab-size", type=whole_number, default=4096, metavar="N",
                        help="BPE: number of ids, the 256 bytes and special tokens included (default: %(default)s)")
     train.add_argument("--pattern", choices=list(PATTERNS), default="gpt4",
                        help="BPE: how text is cut into pieces before merging (default: %(default)s)")

@@ -8,6 +8,7 @@ import shutil
 import sys
 
 from tinyllm.cli.arguments import add_config, config_from, given
+from tinyllm.cli.sample import PICTURES
 from tinyllm.data import open_shard
 from tinyllm.generate import SamplingConfig, complete
 from tinyllm.nn import TransformerConfig
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, show it, say where everything lies. 0 when done, 130 when interrupted (and saved)."""
-    if args.resume:
+    if args.resume is not None:  # an empty one, of a shell variable that is not set, must not begin a new run
         place, config = Run(args.resume), _resumed_config(args)
         if place.summary.exists():
             say(f"{place.folder} is complete: nothing left to train")
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         config, place = _new_config(args), new_run(args.out)
     try:
-        outcome = resume(place, config, _observers) if args.resume else start(config, place, say, _observers)
+        outcome = resume(place, config, _observers) if args.resume is not None else start(config, place, say, _observers)
     except BaseException:
         if sys.stdout.isatty():
             print()  # the message must not stand behind the progress line
@@ -63,7 +64,7 @@ def _new_config(args) -> RunConfig:
 
 
 def _resumed_config(args) -> RunConfig:
-    if args.out:
+    if args.out is not None:
         raise ValueError("--out and --resume exclude each other: a resumed run stays in its folder")
     saved = RunConfig.load(Run(args.resume).config)
     options = {name: value for kind in PARTS.values() for name, value in given(args, kind).items()}
@@ -80,7 +81,7 @@ def _observers(model, tokenizer, steps) -> list[Progress]:
     prompt = "" if tokenizer.end_of_text is not None else tokenizer.decode([0])
 
     def sample() -> str:
-        return json.dumps(complete(model, tokenizer, prompt, settings).text, ensure_ascii=False)
+        return json.dumps(complete(model, tokenizer, prompt, settings).text, ensure_ascii=False).translate(PICTURES)
 
     return [Progress(steps, sample)]
 

@@ -73,8 +73,8 @@ def _epoch_starts(seed: int, epoch: int, windows: int, context: int, spare: int)
     return phase + context * random.permutation(windows)
 
 
-def validation_batches(tokens: np.ndarray, context: int, batch: int, end_of_text: int | None = None) -> Iterator[Batch]:
-    """One pass in order, in which every token but the very first is a target exactly once.
+def validation_batches(tokens: np.ndarray, context: int, batch: int, end_of_text: int | None = None, every: int = 1) -> Iterator[Batch]:
+    """One pass in order, in which every token but the very first is a target exactly once; or of its batches each `every`-th, read alone.
 
     The last batch may have fewer rows, and the last row is filled up with id 0 and target IGNORE.
     Errors: ValueError for fewer than two tokens.
@@ -82,7 +82,7 @@ def validation_batches(tokens: np.ndarray, context: int, batch: int, end_of_text
     if len(tokens) < 2:
         raise ValueError(f"the validation part has {len(tokens)} tokens, at least 2 are needed: raise val_fraction or give more text")
     starts = np.arange(0, len(tokens) - 1, context)
-    for first in range(0, len(starts), batch):
+    for first in range(0, len(starts), batch * every):
         yield _gather(tokens, starts[first : first + batch], context, end_of_text)
 
 

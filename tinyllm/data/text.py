@@ -35,6 +35,8 @@ def read_documents(paths: Iterable[str | os.PathLike], on_skip: Callable[[str], 
     Errors: FileNotFoundError or ValueError, in one line with the file, the line or byte, and what to do.
     """
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        if not os.fspath(path):  # a shell variable that is not set; Path would take it for the current folder
+            raise FileNotFoundError("the name of a text file or folder is empty")
         path = Path(path)
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")

@@ -25,7 +25,7 @@ class SamplingConfig:
     stop: tuple[str, ...] = setting((), "end before the first of these texts")
     seed: int = setting(0, "the same seed gives the same text", minimum=0)
     beams: int = setting(1, "search for the likeliest continuation with this many candidates, instead of drawing one (1: draw)", minimum=1)
-    length_penalty: float = setting(0.6, "with --beams: 0 favours short texts, higher favours longer ones", minimum=0)
+    length_penalty: float = setting(0.6, "with --beams: 0 favours short texts, higher favours longer ones", minimum=0, maximum=10)
 
     def __post_init__(self):
         check(self)

@@ -36,7 +36,7 @@ class TransformerConfig:
     qk_norm: bool | None = setting(None, "normalise queries and keys, which keeps attention scores bounded (default: by --arch)")
     window: int | None = setting(None, "sliding window: each token sees this many, itself included (default: all)", minimum=1)
     softcap: float | None = setting(None, "attention scores are squashed to (-softcap, softcap) (default: off)", minimum=1e-6)
-    rope_theta: float = setting(10000.0, "RoPE's base: larger turns slower, for longer contexts", minimum=1)
+    rope_theta: float = setting(10000.0, "RoPE's base: larger turns slower, for longer contexts", minimum=1.01)
     rope_scaling: str | None = setting(
         None, "stretch RoPE to this --context from a shorter one (default: off)", choices=("linear", "ntk", "llama3", "yarn")
     )
@@ -62,6 +62,8 @@ class TransformerConfig:
             raise ValueError(f"--positions rope turns pairs, but width / heads is {config.head_width}: it must be even")
         if config.rope_scaling and (config.positions != "rope" or config.rope_factor == 1):
             raise ValueError(f"--rope-scaling {config.rope_scaling} has no effect without --positions rope and a --rope-factor above 1")
+        if config.rope_scaling and config.context < config.rope_factor:
+            raise ValueError(f"--rope-factor {config.rope_factor} is above --context {config.context}: the original context would be empty")
         if config.rope_factor != 1 and not config.rope_scaling:
             raise ValueError(f"--rope-factor {config.rope_factor} has no effect without --rope-scaling")
         return config

@@ -2,6 +2,7 @@
 
 Every layer takes the random generator that draws its first weights, and the precision in which it stores its result. Weights are
 kept in fp32 (master weights) and rounded where they are used: `stored` marks each place where a value would lie in memory in 16 bits.
+(What a fused kernel keeps in registers is not rounded here: attention weights inside attention, and the scores inside the loss.)
 """
 from collections.abc import Callable
 from functools import partial
@@ -65,9 +66,9 @@ class LayerNorm(Module):
 
 
 class RMSNorm(Module):
-    """Rows to unit root-mean-square, then gain, computed in fp32.     (..., C) -> (..., C)        It has no bias; `bias` is ignored."""
+    """Rows to unit root-mean-square, then gain, computed in fp32.     (..., C) -> (..., C)"""
 
-    def __init__(self, width, *, eps=1e-5, bias=False, precision="fp32", dtype=np.float32):
+    def __init__(self, width, *, eps=1e-5, precision="fp32", dtype=np.float32):
         self.weight = Parameter(np.ones(width, dtype))
         self.eps = eps
         self.stored = storage(precision)
@@ -76,4 +77,12 @@ class RMSNorm(Module):
         return self.stored(ops.rmsnorm(x, self.weight, eps=self.eps))
 
 
-NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
+def _layernorm(config, dtype):
+    return LayerNorm(config.width, eps=config.norm_eps, bias=config.bias, precision=config.precision, dtype=dtype)
+
+
+def _rmsnorm(config, dtype):
+    return RMSNorm(config.width, eps=config.norm_eps, precision=config.precision, dtype=dtype)
+
+
+NORMS = {"layernorm": _layernorm, "rmsnorm": _rmsnorm}  # (config, dtype) -> the norm of a row of the residual stream

@@ -20,14 +20,16 @@ class Block(Module):
     """
 
     def __init__(self, config: TransformerConfig, *, rng, dtype=np.float32):
-        norm = dict(eps=config.norm_eps, bias=config.bias, precision=config.precision, dtype=dtype)
-        self.attention_norm = NORMS[config.norm](config.width, **norm)
+        self.attention_norm = NORMS[config.norm](config, dtype)
         self.attention = Attention(config, rng=rng, dtype=dtype)
-        self.mlp_norm = NORMS[config.norm](config.width, **norm)
+        self.mlp_norm = NORMS[config.norm](config, dtype)
         self.mlp = MLPS[config.mlp](config, rng=rng, dtype=dtype)
         self.dropout = config.dropout
-        self.forward = {"pre": self._pre, "post": self._post}[config.norm_placement]
+        self.order = {"pre": Block._pre, "post": Block._post}[config.norm_placement]  # not self._pre: a cycle would keep the weights alive
         self.stored = storage(config.precision)
+
+    def forward(self, x: Tensor, around: Surroundings, layer: int) -> Tensor:
+        return self.order(self, x, around, layer)
 
     def _pre(self, x: Tensor, around: Surroundings, layer: int) -> Tensor:
         x = self.stored(x + drop(self.attention(self.attention_norm(x), around, layer), self.dropout, around.rng))
@@ -56,8 +58,7 @@ class Transformer(Module):
         self.embedding = Embedding(config.vocab_size, config.width, **options)
         self.position_embedding = Embedding(config.context, config.width, **options) if config.positions == "learned" else None
         self.blocks = [Block(config, rng=rng, dtype=dtype) for _ in range(config.layers)]
-        norm = dict(eps=config.norm_eps, bias=config.bias, precision=config.precision, dtype=dtype)
-        self.norm = NORMS[config.norm](config.width, **norm) if config.norm_placement == "pre" else None
+        self.norm = NORMS[config.norm](config, dtype) if config.norm_placement == "pre" else None
         self.head = None if config.tie else Linear(config.width, config.vocab_size, bias=False, **options)
         self.stored = storage(config.precision)
         self.sinusoids = ops.sinusoidal_positions(config.context, config.width) if config.positions == "sinusoidal" else None

@@ -105,6 +105,8 @@ def rope(x, cos, sin, *, interleaved=False):
     Backward.  The inverse of a rotation is the rotation back: dx = dy turned by the opposite angle (cos, -sin).
     Source: Su et al. 2021.
     """
+    if 2 * cos.shape[-1] != x.shape[-1]:  # a table of one column would broadcast
+        raise ValueError(f"rope: {x.shape[-1]} components are {x.shape[-1] / 2:g} pairs, but cos and sin have {cos.shape[-1]} angles a position")
     return _turn(x, cos, sin, interleaved), lambda dy: (_turn(dy, cos, -sin, interleaved), None, None)
 
 

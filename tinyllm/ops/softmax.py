@@ -7,7 +7,8 @@ from tinyllm.tensor import op
 def softmax(x, *, axis=-1):
     """p = eˣ/Σeˣ.
 
-    Subtracting the maximum first changes nothing (it cancels) and keeps e^x from overflowing.
+    Subtracting the maximum first changes nothing (it cancels) and keeps e^x from overflowing. A row of nothing but -inf has no softmax
+    and gives NaN; attention, where such rows occur, decides for itself.
     Backward.  ∂pᵢ/∂xⱼ = pᵢ(δᵢⱼ - pⱼ), so
         dx = p·(dy - Σ dy·p)            raising all scores alike changes nothing: Σ dx = 0
     """

@@ -18,6 +18,14 @@ def special_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
     return re.compile("(" + "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) + ")")
 
 
+def check_special(names: Iterable[str]) -> list[str]:
+    """The names of special tokens as a list. ValueError unless they are non-empty, distinct strings."""
+    names = list(names)
+    if any(not isinstance(name, str) or not name for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"special tokens must be non-empty, distinct strings, got {names!r}")
+    return names
+
+
 class Tokenizer(ABC):
     """Base of BPETokenizer and CharTokenizer. A kind of tokenizer supplies `encode_ordinary`, `encode_bytes` and `to_json`.
 
@@ -27,9 +35,7 @@ class Tokenizer(ABC):
     kind: str
 
     def __init__(self, tokens: Iterable[bytes], special_tokens: Iterable[str] = ()):
-        names = list(special_tokens)
-        if any(not isinstance(name, str) or not name for name in names) or len(set(names)) < len(names):
-            raise ValueError(f"special tokens must be non-empty, distinct strings, got {names!r}")
+        names = check_special(special_tokens)
         table = dict(enumerate(tokens))
         self.special_tokens = {name: len(table) + i for i, name in enumerate(names)}
         self._bytes = table | {token: name.encode("utf-8", "surrogatepass") for name, token in self.special_tokens.items()}
@@ -119,6 +125,8 @@ class Tokenizer(ABC):
         path = Path(path)
         if not path.parent.is_dir():
             raise FileNotFoundError(f"cannot save the tokenizer as {path}: there is no folder {path.parent}")
+        if path.is_dir():
+            raise IsADirectoryError(f"cannot save the tokenizer as {path}: that is a folder; name a file in it")
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with open(temporary, "w", encoding="utf-8") as file:

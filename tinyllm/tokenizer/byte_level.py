@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
-from tinyllm.tokenizer.base import END_OF_TEXT, VERSION, Tokenizer, special_pattern
+from tinyllm.tokenizer.base import END_OF_TEXT, VERSION, Tokenizer, check_special, special_pattern
 from tinyllm.tokenizer.bpe import Pair, encode_heap, train_incremental
 from tinyllm.tokenizer.patterns import GPT4, Splitter
 
@@ -123,10 +123,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int, pattern: str = GPT4,
     """Learn a byte-level BPE tokenizer with exactly vocab_size ids: 256 bytes, merges, special tokens.
 
     texts is read once and never held, only its distinct pieces are. pattern: "gpt2", "gpt4" or a regular expression.
-    Raises ValueError when vocab_size is too small to hold the bytes, or larger than these texts can give.
+    Raises ValueError when vocab_size is too small to hold the bytes, or larger than these texts can give, and for bad special tokens.
     """
     if isinstance(texts, str):
         raise ValueError("texts must be a list or iterator of texts, got one string: write [text]")
+    special_tokens = check_special(special_tokens)  # before the long work
     reserved = 256 + len(special_tokens)
     if vocab_size < reserved:
         raise ValueError(f"vocab_size {vocab_size} is too small: 256 bytes and {len(special_tokens)} special tokens need {reserved}")

@@ -10,6 +10,8 @@ from tinyllm.data.atomic import atomic_file
 from tinyllm.nn import TransformerConfig
 from tinyllm.optim import SCHEDULES
 
+VOCAB_SIZE = 2048  # of a bpe tokenizer, where nothing else is asked for and the text is not small
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -23,7 +25,7 @@ class DataConfig:
         "bpe", "bpe or char, trained on the text, or a tokenizer file or run folder to take it from", metavar="bpe|char|PATH"
     )
     vocab_size: int | None = setting(
-        None, "entries of a bpe tokenizer (default: 2048; for less than 450,000 characters 257 + one for each 250)", minimum=257
+        None, f"entries of a bpe tokenizer (default: {VOCAB_SIZE}; for short texts 257 + one for each 250 characters)", minimum=257
     )
     val_fraction: float | None = setting(
         None, "share of the text that is set aside for validation (default: 0.1; of the standard library 0.02)", minimum=0, maximum=0.9
@@ -44,7 +46,7 @@ class TrainConfig:
     batch: int = setting(8, "windows per micro-batch", minimum=1)
     accumulate: int = setting(1, "micro-batches per update; their gradients are averaged by tokens", minimum=1)
     steps: int | None = setting(None, "updates to make (default: as many as fit into --minutes)", minimum=1)
-    minutes: float | None = setting(None, "time to train for, evaluations included; the speed is measured first (default: 3, if --steps is not given)", minimum=0.01)
+    minutes: float | None = setting(None, "time to train for, evaluations included; the speed is measured first (default: 3, if --steps is not given)", minimum=0.01, maximum=1e6)
     lr: float = setting(2e-3, "highest learning rate", minimum=0)
     min_lr: float | None = setting(None, "learning rate at the end of the schedule (default: a tenth of --lr)", minimum=0)
     warmup: int | None = setting(None, "updates in which the learning rate rises (default: 100, at most a tenth of all)", minimum=0)
@@ -52,7 +54,7 @@ class TrainConfig:
     beta1: float = setting(0.9, "AdamW: how much of the gradient's running mean stays", minimum=0, maximum=0.9999999)
     beta2: float = setting(0.95, "AdamW: how much of the squared gradient's running mean stays", minimum=0, maximum=0.9999999)
     weight_decay: float = setting(0.1, "AdamW: decay of matrices, times the learning rate", minimum=0)
-    clip: float | None = setting(1.0, "largest norm of the gradient; 0 switches clipping off", minimum=0)
+    clip: float = setting(1.0, "largest norm of the gradient; 0 switches clipping off", minimum=0)
     label_smoothing: float = setting(0.0, "share of the target that is spread over all tokens", minimum=0, maximum=0.99)
     z_loss: float = setting(0.0, "weight of the squared log-sum-exp in the loss, which keeps scores bounded", minimum=0)
     skip_outliers: float | None = setting(

@@ -1,6 +1,5 @@
 """The main job, from raw text to a trained model: text -> tokenizer -> token shards -> model -> loop -> summary."""
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from tinyllm.data import (
 from tinyllm.nn import Transformer
 from tinyllm.tensor import Tensor
 from tinyllm.tokenizer import CharTokenizer, Tokenizer, load_tokenizer, train_bpe
-from tinyllm.train.config import DataConfig, RunConfig, TrainConfig
+from tinyllm.train.config import VOCAB_SIZE, DataConfig, RunConfig, TrainConfig
 from tinyllm.train.interrupt import stop_on_signal
 from tinyllm.train.loop import Outcome, mean_loss, train
 from tinyllm.train.run import Log, Run
@@ -111,7 +110,7 @@ def make_tokenizer(config: DataConfig, documents: list[Document], characters: in
     texts = (d.text for d in documents)
     if config.tokenizer == "char":
         return CharTokenizer.train(texts)
-    return train_bpe(texts, config.vocab_size or min(2048, 257 + characters // 250))
+    return train_bpe(texts, config.vocab_size or min(VOCAB_SIZE, 257 + characters // 250))
 
 
 def timed(model, batches, config: RunConfig, data: PreparedData, seconds: float) -> TrainConfig:
@@ -156,8 +155,7 @@ def _batches(config: RunConfig, data: PreparedData, tokenizer: Tokenizer):
 
     def validation(everything: bool):
         count = -(-(len(data.val) - 1) // (context * c.batch))
-        stride = 1 if everything else -(-count // c.eval_batches)
-        return itertools.islice(validation_batches(data.val.tokens, context, c.batch, separator), 0, None, stride)
+        return validation_batches(data.val.tokens, context, c.batch, separator, every=1 if everything else max(1, -(-count // c.eval_batches)))
 
     if data.val:
         next(validation(True))  # raises where the part is too short
