@@ -98,7 +98,7 @@ def test_validation_part_too_short(tmp_path, capfd):
 def test_vocabulary_larger_than_the_text_can_give(tmp_path, capfd):
     (tmp_path / "a.txt").write_text("abc " * 50)
     line = refusal(capfd, tmp_path, arguments(tmp_path, "--tokenizer", "bpe", "--data", tmp_path / "a.txt", "--vocab-size", 5000))
-    assert "5000 is more than this text can give" in line and "ask for at most 2" in line
+    assert "5000 (--vocab-size) is more than this text can give" in line and "ask for at most 2" in line
 
 
 def test_text_that_the_given_tokenizer_cannot_encode(finished, tmp_path, capfd):

@@ -155,7 +155,7 @@ def test_sample_after_training(tmp_path, kind, capfd):
     assert code == 0
     *_, place, suggestion = out.splitlines()
     assert place == f"everything is in {tmp_path / 'run'}: config.json, tokenizer.json, checkpoints/, log.jsonl, summary.json"
-    command = suggestion.removeprefix("now try: tinyllm ")
+    command = suggestion.removeprefix("now try: python -m tinyllm ")
     assert command.startswith(f"sample {tmp_path / 'run'} --prompt ")
     done = subprocess.run(f"{sys.executable} -m tinyllm {command} --max-tokens 9", shell=True, capture_output=True, cwd=ROOT)
     assert done.returncode == 0 and done.stdout.decode().strip()

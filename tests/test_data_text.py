@@ -168,3 +168,12 @@ def test_split_ignores_empty_documents_and_allows_no_validation():
 def test_split_errors(lengths, fraction, message):
     with pytest.raises(ValueError, match=message):
         split(documents_of(*lengths), fraction, seed=0)
+
+
+def test_a_folder_that_holds_a_run_is_not_text(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    run = tmp_path / "runs" / "001"
+    run.mkdir(parents=True)
+    for name in ("config.json", "log.jsonl", "notes.txt"):
+        (run / name).write_text('{"event": "step"}\n')
+    assert [document.text for document in read_documents([tmp_path])] == ["text"]

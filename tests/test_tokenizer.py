@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import random
+import re
 import textwrap
 
 import pytest
@@ -240,7 +241,7 @@ def test_bad_special_tokens(special):
 # ---- vocabulary size, ids ----
 
 def test_vocabulary_larger_than_the_text_can_give():
-    with pytest.raises(ValueError, match="vocab_size 1000 is more than this text can give: after 3 merges .* ask for at most 260"):
+    with pytest.raises(ValueError, match=r"a vocabulary of 1000 \(--vocab-size\) is more than this text can give: after 3 merges .* ask for at most 260"):
         train_bpe(["abc abc"], 1000)
     assert train_bpe(["abc abc"], 260).vocab_size == 260
     with pytest.raises(ValueError, match="ask for at most 257"):
@@ -406,3 +407,10 @@ def test_the_good_file_is_good(tmp_path):
     path = tmp_path / "tok.json"
     path.write_text(json.dumps(GOOD, indent=2), encoding="utf-8")
     assert load_tokenizer(path).encode("abc") == [257]
+
+
+def test_or_fewer_takes_what_the_text_gives():
+    with pytest.raises(ValueError) as error:
+        train_bpe(["abc abc"], 1000)
+    most = int(re.search(r"ask for at most (\d+)", str(error.value))[1])
+    assert train_bpe(["abc abc"], 1000, or_fewer=True).to_json() == train_bpe(["abc abc"], most).to_json()

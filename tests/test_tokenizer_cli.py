@@ -53,7 +53,7 @@ def test_train_refuses_too_large_a_vocabulary_and_keeps_the_old_file(tmp_path, s
 def test_encode_then_decode_is_the_same_bytes(saved, capsysbinary, monkeypatch):
     data = TEXT.encode() + b"\xff\x00\r\n"
     feed(monkeypatch, data)
-    tokenizer_command("encode", saved)
+    tokenizer_command("encode", saved, "-")
     ids = capsysbinary.readouterr().out
     feed(monkeypatch, ids)
     tokenizer_command("decode", saved)

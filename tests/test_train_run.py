@@ -315,3 +315,15 @@ def test_library_use_without_a_command_line(tmp_path):
     with pytest.raises(ValueError, match="holds a run already"):
         pretrain.start(config, Run(tmp_path / "new" / "run"), said.append)
     assert main(["sample", str(tmp_path / "new" / "run"), "--prompt", "the", "--max-tokens", "3"]) == 0
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
+    pytest.importorskip("fcntl")
+    run = Run(tmp_path)
+    run.config.write_text("{}")
+    with run.lock():
+        with pytest.raises(ValueError, match="is being trained by another process: wait for its end, or stop it first"):
+            with Run(tmp_path).lock():
+                pass
+    with run.lock():
+        pass

@@ -2,7 +2,9 @@
 import argparse
 import dataclasses
 import math
+import shutil
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from tinyllm.config import option_name, suggestion, value_type
@@ -33,6 +35,14 @@ class _Formatter(argparse.HelpFormatter):
 
     def __init__(self, prog):
         super().__init__(prog, max_help_position=32, width=116)
+
+
+def program() -> list[str]:
+    """The words that call this program again: tinyllm where a shell finds it, else as it was called."""
+    called, found = sys.argv[0], shutil.which("tinyllm")
+    if Path(called).name != "tinyllm":  # python -m tinyllm, or main() from a program
+        return ["python", "-m", "tinyllm"]
+    return ["tinyllm"] if found and Path(called).exists() and Path(called).samefile(found) else [called]
 
 
 def add_config(parser: argparse.ArgumentParser, config_class: type, title: str) -> None:

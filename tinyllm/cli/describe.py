@@ -49,6 +49,7 @@ def table(d: Description) -> str:
             *rows,
             "",
             "FLOP: forward, a multiplication and an addition are two. Kept: numbers that wait for the backward.",
+            "The backward is twice the forward; scores that are not kept (the head's) are computed once more on top of that.",
             f"training: {d.flops_per_token / 1e6:,.2f} MFLOP a token, {d.flops_per_token * tokens / 1e9:,.2f} GFLOP for {tokens:,} tokens",
             f"          ({d.batch} windows of {d.config.context})",
             f"memory of a training step, arrays only, in MB: {d.peak_bytes / 1e6:,.1f} at the peak, of which",

@@ -21,6 +21,8 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run a command line (without the program's name); the exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w")
     sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character gets a ?
     return _guarded(_run, argv)
 

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     encode = actions.add_parser("encode", help="print the ids of a text")
     _tokenizer_argument(encode)
-    encode.add_argument("text", nargs="?", default="-", help="the text, or - for standard input (default)")
+    encode.add_argument("text", metavar="TEXT", help="the text, or - for standard input")
     encode.add_argument("--special", choices=["refuse", "allow", "text"], default="refuse",
                         help="a special token in the text: refuse it, allow it as that token, or take it as text (default: %(default)s)")
 
@@ -40,12 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     look = actions.add_parser("show", help="show a text's tokens in colours, and the merges that made them")
     _tokenizer_argument(look)
-    look.add_argument("text", nargs="?", default="-", help="the text, or - for standard input (default)")
+    look.add_argument("text", metavar="TEXT", help="the text, or - for standard input")
     look.add_argument("--color", choices=["auto", "always", "never"], default="auto", help="auto: only on a terminal (default)")
 
 
 def _tokenizer_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("tokenizer", metavar="TOKENIZER", help="tokenizer file (JSON)")
+    parser.add_argument("tokenizer", metavar="TOKENIZER", help="tokenizer file (JSON), or a run folder")
 
 
 def run(args: argparse.Namespace) -> int:

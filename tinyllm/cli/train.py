@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 
-from tinyllm.cli.arguments import add_config, config_from, given
+from tinyllm.cli.arguments import add_config, config_from, given, program
 from tinyllm.cli.sample import PICTURES
 from tinyllm.data import open_shard
 from tinyllm.generate import SamplingConfig, complete
@@ -18,6 +18,7 @@ from tinyllm.train.config import FREE_ON_RESUME, PARTS, DataConfig, RunConfig, T
 from tinyllm.train.pretrain import resume, start
 from tinyllm.train.progress import Progress, duration, loss_curve
 from tinyllm.train.run import Run, new_run, read_log
+from tinyllm.train.trainer import silent
 
 say = functools.partial(print, flush=True)  # a pipe would hold the lines back
 
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
             print()  # the message must not stand behind the progress line
         raise
     if outcome.interrupted:
-        command = shlex.join(["tinyllm", "train", "--resume", str(place.folder)])
+        command = shlex.join([*program(), "train", "--resume", str(place.folder)])
         say(f"\nstopped after step {outcome.trainer.step}, everything is saved; go on with: {command}")
         return 130
     _report(place, config)
@@ -80,6 +81,7 @@ def _observers(model, tokenizer, steps) -> list[Progress]:
     settings = SamplingConfig(max_tokens=32, temperature=0.7, seed=0)
     prompt = "" if tokenizer.end_of_text is not None else tokenizer.decode([0])
 
+    @silent
     def sample() -> str:
         return json.dumps(complete(model, tokenizer, prompt, settings).text, ensure_ascii=False).translate(PICTURES)
 
@@ -97,7 +99,7 @@ def _report(place: Run, config: RunConfig) -> None:
     if summary["val_loss"] is not None:
         print(f"validation loss {summary['val_loss']:.4f} nats per token, {summary['bits_per_byte']:.4f} bits per byte, over all of it")
     print(f"everything is in {place.folder}: config.json, tokenizer.json, checkpoints/, log.jsonl, summary.json")
-    print("now try:", shlex.join(["tinyllm", "sample", str(place.folder), "--prompt", _prompt(place) if config.data.data else "def "]))
+    print("now try:", shlex.join([*program(), "sample", str(place.folder), "--prompt", _prompt(place) if config.data.data else "def "]))
 
 
 def _prompt(place: Run) -> str:

@@ -71,9 +71,15 @@ def _read_folder(folder: Path, on_skip: Callable[[str], None]) -> Iterator[Docum
 
 
 def files_below(folder: Path, suffixes: tuple[str, ...], leave_out: Iterable[str] = ()) -> list[Path]:
-    """All files with one of the suffixes below a folder, sorted by path; hidden ones and folders named in leave_out are not entered."""
+    """All files with one of the suffixes below a folder, sorted by path.
+
+    Hidden folders, those named in leave_out, and those that hold a training run (its log is no text to learn from) are not entered.
+    """
     found = []
     for parent, folders, names in os.walk(folder):
+        if {"config.json", "log.jsonl"} <= set(names):
+            folders.clear()
+            continue
         folders[:] = [name for name in folders if not name.startswith(".") and name not in leave_out]
         found += [Path(parent, name) for name in names if name.endswith(suffixes) and not name.startswith(".")]
     return sorted(found, key=lambda path: path.relative_to(folder).parts)

@@ -11,7 +11,7 @@ SHARED = ("max_tokens", "stop", "seed", "beams", "length_penalty")  # what has a
 class SamplingConfig:
     """How a continuation is chosen and when it ends. Raises ValueError for values out of range or without a meaning together."""
 
-    max_tokens: int = setting(200, "longest continuation, in tokens", minimum=1)
+    max_tokens: int = setting(100, "longest continuation, in tokens", minimum=1)
     temperature: float = setting(0.8, "below 1 sharpens the distribution, above flattens it; 0 always takes the likeliest token", minimum=0)
     top_k: int = setting(0, "draw from this many likeliest tokens (0: from all)", minimum=0)
     top_p: float = setting(1.0, "draw from the fewest likeliest tokens that hold this probability together", minimum=0, maximum=1)

@@ -119,10 +119,11 @@ def count_pieces(texts: Iterable[str], split: Splitter, special_tokens: Collecti
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, pattern: str = GPT4,
-              special_tokens: Collection[str] = (END_OF_TEXT,)) -> BPETokenizer:
+              special_tokens: Collection[str] = (END_OF_TEXT,), or_fewer: bool = False) -> BPETokenizer:
     """Learn a byte-level BPE tokenizer with exactly vocab_size ids: 256 bytes, merges, special tokens.
 
     texts is read once and never held, only its distinct pieces are. pattern: "gpt2", "gpt4" or a regular expression.
+    or_fewer: a text that cannot give so many makes a smaller tokenizer, instead of being refused.
     Raises ValueError when vocab_size is too small to hold the bytes, or larger than these texts can give, and for bad special tokens.
     """
     if isinstance(texts, str):
@@ -133,7 +134,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, pattern: str = GPT4,
         raise ValueError(f"vocab_size {vocab_size} is too small: 256 bytes and {len(special_tokens)} special tokens need {reserved}")
     split = Splitter(pattern)
     merges = train_incremental(count_pieces(texts, split, special_tokens), vocab_size - reserved)
-    if reserved + len(merges) < vocab_size:
-        raise ValueError(f"vocab_size {vocab_size} is more than this text can give: after {len(merges)} merges no pair is left; "
+    if reserved + len(merges) < vocab_size and not or_fewer:
+        raise ValueError(f"a vocabulary of {vocab_size} (--vocab-size) is more than this text can give: after {len(merges)} merges no pair is left; "
                          f"ask for at most {reserved + len(merges)}, or give more text")
     return BPETokenizer(merges, split.pattern, special_tokens)

@@ -11,8 +11,11 @@ KINDS = {kind.kind: kind for kind in (BPETokenizer, CharTokenizer)}
 
 
 def load_tokenizer(path: str | Path) -> BPETokenizer | CharTokenizer:
-    """The tokenizer that was saved at path. FileNotFoundError when there is none, ValueError when the file is not a whole tokenizer."""
-    path = Path(path)
+    """The tokenizer that was saved at path, or as tokenizer.json in the folder at path.
+
+    FileNotFoundError when there is none, ValueError when the file is not a whole tokenizer.
+    """
+    path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

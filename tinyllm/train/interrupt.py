@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, turned into a wish that the loop grants after the current step, once everything is saved."""
+"""Ctrl-C, SIGTERM and a closed terminal (SIGHUP), turned into a wish that the loop grants after the current step, once everything is saved."""
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Inside this block the first SIGINT or SIGTERM only sets the request; a second one ends the process as usual.
+    """Inside this block the first SIGINT, SIGTERM or SIGHUP only sets the request; a second one ends the process as usual.
 
     Signals belong to the main thread; in any other the request simply never comes.
     """
@@ -32,7 +32,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
         for kind, handler in before.items():
             signal.signal(kind, handler)
 
-    for kind in (signal.SIGINT, signal.SIGTERM):
+    for kind in (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])):
         before[kind] = signal.signal(kind, handle)
     try:
         yield request

@@ -102,7 +102,7 @@ def given_tokenizer(name: str) -> Tokenizer | None:
     path = Path(name)
     if not path.exists():
         raise FileNotFoundError(f"--tokenizer {name}: it takes bpe, char, or the path of a tokenizer file or run folder, and there is no such path")
-    return load_tokenizer(Run(path).tokenizer if path.is_dir() else path)
+    return load_tokenizer(path)
 
 
 def make_tokenizer(config: DataConfig, documents: list[Document], characters: int) -> Tokenizer:
@@ -110,7 +110,9 @@ def make_tokenizer(config: DataConfig, documents: list[Document], characters: in
     texts = (d.text for d in documents)
     if config.tokenizer == "char":
         return CharTokenizer.train(texts)
-    return train_bpe(texts, config.vocab_size or min(VOCAB_SIZE, 257 + characters // 250))
+    if config.vocab_size:
+        return train_bpe(texts, config.vocab_size)
+    return train_bpe(texts, min(VOCAB_SIZE, 257 + characters // 250), or_fewer=True)
 
 
 def timed(model, batches, config: RunConfig, data: PreparedData, seconds: float) -> TrainConfig:
@@ -169,7 +171,7 @@ def _go_on(config, run, model, tokenizer, data, observers) -> Outcome:
     log = Log(run.log, store.newest_step())
     watching = [log, *observers(model, tokenizer, config.train.steps)]
     try:
-        with stop_on_signal() as stop:
+        with run.lock(), stop_on_signal() as stop:
             outcome = train(
                 model, batches, loss_fn, config.train, validation=(lambda: validation(False)) if data.val else None,
                 store=store, observers=watching, stop=stop, precision=config.model.precision,

@@ -9,7 +9,14 @@ While the text is being prepared there is a file RUN/preparing and no config.jso
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from tinyllm.backend import random_stream
 from tinyllm.data.atomic import atomic_file
@@ -47,6 +54,22 @@ class Run:
             self.preparing.touch()
         except OSError as error:
             raise OSError(error.errno, f"cannot make --out {self.folder}: {os.strerror(error.errno)}; give another folder") from error
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; the system takes the lock back when this one ends, however it ends.
+
+        Raises ValueError where another has it. Systems without flock (Windows) have no such lock.
+        """
+        if fcntl is None:
+            yield
+            return
+        with open(self.config) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ValueError(f"{self.folder} is being trained by another process: wait for its end, or stop it first") from error
+            yield
 
     def discard(self) -> None:
         """Take back what was written since begin()."""
