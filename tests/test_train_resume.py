@@ -77,7 +77,7 @@ def test_sigkill_at_every_step_and_every_fsync_of_a_checkpoint(tmp_path, referen
     assert_same(survive(tmp_path, options, moments, flag), reference(options, plant))
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_save_and_say_how_to_go_on(tmp_path, reference, kind):
     options = "--steps 300 --eval-every 150 --seed 2".split()
     command = [sys.executable, "-m", "tinyllm", *arguments(tmp_path, *options)]
@@ -90,7 +90,7 @@ def test_signals_save_and_say_how_to_go_on(tmp_path, reference, kind):
     assert (process.returncode, err) == (130, "")
     step = load_checkpoint(list_checkpoints(run / "checkpoints")[-1]).step
     assert 8 <= step < 300
-    assert out.splitlines()[-1] == f"stopped after step {step}, everything is saved; go on with: tinyllm train --resume {run}"
+    assert out.splitlines()[-1] == f"stopped after step {step}, everything is saved; go on with: python -m tinyllm train --resume {run}"
     assert main(["train", "--resume", str(run)]) == 0
     assert_same(run, reference(options, False))
 
