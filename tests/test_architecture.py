@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "tinyllm").rglob("*.py"))
 LEVELS = dict(
-    backend=0, config=0, tokenizer=0, anomaly=0.5, tensor=1, data=1, ops=2, gradcheck=2, optim=2, kernels=3, nn=3, train=4, generate=4,
+    backend=0, config=0, tokenizer=0, threads=0, anomaly=0.5, tensor=1, data=1, ops=2, gradcheck=2, optim=2, kernels=3, nn=3, train=4, generate=4,
     finetune=5, align=5, evaluate=5, bench=5, cli=6,
 )  # fmt: skip
 TEXT_TRUNK, MATH_TRUNK = {"tokenizer", "data"}, {"tensor", "ops", "nn", "optim", "gradcheck", "anomaly"}  # they first meet in train

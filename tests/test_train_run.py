@@ -14,6 +14,7 @@ from tinyllm.cli.main import main
 from tinyllm.data import open_shard
 from tinyllm.nn import Transformer
 from tinyllm.nn.describe import describe
+from tinyllm.threads import available_cores
 from tinyllm.tokenizer import load_tokenizer
 from tinyllm.train import pretrain
 from tinyllm.train.checkpoint import list_checkpoints, load_checkpoint, step_of
@@ -231,7 +232,7 @@ def test_defaults_are_three_minutes_on_the_standard_library():
     assert config.data == DataConfig(val_fraction=0.02) and config.train.steps is None and config.train.minutes is None
     planned = TrainConfig().planned(1000)
     assert (planned.warmup, planned.min_lr, planned.eval_every, planned.checkpoint_every) == (100, 2e-4, 100, 100)
-    assert TrainConfig().planned(1) == dataclasses.replace(TrainConfig(), steps=1, warmup=0, min_lr=2e-4, eval_every=1, checkpoint_every=1)
+    assert TrainConfig().planned(1) == dataclasses.replace(TrainConfig(), steps=1, warmup=0, min_lr=2e-4, eval_every=1, checkpoint_every=1, threads=available_cores())
 
 
 def test_runs_are_numbered_and_reserved_at_once(tmp_path):

@@ -4,9 +4,15 @@
 
 README.md gives the order in which to read the package.
 """
+import importlib.util
+
 from tinyllm import ops
 from tinyllm.gradcheck import gradcheck
 from tinyllm.tensor import Tensor, checkpoint, detect_anomaly, no_grad, op
+from tinyllm.threads import threads
+
+if importlib.util.find_spec("tinyllm.kernels"):  # may be deleted: then every op is computed by its definition
+    import tinyllm.kernels.cpu
 
 __version__ = "0.1.0"
-__all__ = ["Tensor", "checkpoint", "detect_anomaly", "gradcheck", "no_grad", "op", "ops"]
+__all__ = ["Tensor", "checkpoint", "detect_anomaly", "gradcheck", "no_grad", "op", "ops", "threads"]

@@ -277,7 +277,7 @@ def op(function: Callable) -> Callable:
                 raise TypeError(f"{function.__name__}() needs its first {required} arguments: {', '.join(names[:required])}")
         arrays = [_plain(x) for x in inputs]
         settings = {name: _setting(function.__name__, name, value) for name, value in settings.items()}
-        y, backward = function(*arrays, **settings)
+        y, backward = apply.run(*arrays, **settings)
         if _anomaly.get():
             check_finite(f"the op {function.__name__!r}", y, [*arrays, *settings.values()])
             backward = guarded(function.__name__, [*arrays, y], backward)
@@ -294,7 +294,7 @@ def op(function: Callable) -> Callable:
         if function.__name__ in OPS:
             raise ValueError(f"an op named {function.__name__!r} exists already")
         OPS[function.__name__] = apply
-    apply.array = function
+    apply.array = apply.run = function  # `run` may be replaced by a faster twin, see tinyllm.kernels
     return apply
 
 
@@ -322,6 +322,11 @@ def _set(variable: ContextVar[bool], value: bool) -> Iterator[None]:
         yield
     finally:
         variable.reset(token)
+
+
+def recording() -> bool:
+    """Whether ops record a graph now; a kernel may prepare its gradient only then."""
+    return _recording.get()
 
 
 def no_grad():

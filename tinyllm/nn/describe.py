@@ -6,7 +6,8 @@ scores and 2·D for the mean of the values, in each of H heads. Pairs that are c
 of the blocks that are not skipped in the tiled form.
 
 Memory counts what backward closures hold per token when the forward has finished, and the temporaries on top of that where they are
-largest. The comments below say which arrays those are.
+largest. The comments below say which arrays those are. It is the memory of the ops as they are defined: where kernels take their place
+(see tinyllm.kernels), less is kept, so that a real step stays below the prediction.
 """
 from dataclasses import dataclass, replace
 

@@ -2,7 +2,7 @@
 import math
 
 from tinyllm.backend import array_module
-from tinyllm.optim.flat import block_length
+from tinyllm.optim.flat import block_length, for_each
 
 
 def global_norm(*arrays) -> float:
@@ -16,13 +16,17 @@ def global_norm(*arrays) -> float:
 
 
 def _sum_of_squares(x) -> float:
-    xp, flat = array_module(x), x.reshape(-1)
-    total, length = xp.zeros((), xp.float64), block_length(xp)
-    for start in range(0, flat.size, length):
+    xp, flat, length = array_module(x), x.reshape(-1), block_length(array_module(x))
+    starts = range(0, flat.size, length)
+    sums = xp.zeros(len(starts), xp.float64)
+
+    def work(number, start):
         block = flat[start : start + length].astype(xp.float64)
         block *= block
-        total += block.sum()
-    return float(total)
+        sums[number] = block.sum()
+
+    for_each(xp, list(enumerate(starts)), work)
+    return float(sums.sum())
 
 
 def clip_factor(norm: float, maximum: float) -> float:

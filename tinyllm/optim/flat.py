@@ -9,10 +9,11 @@ and the optimizer's update become a few array calls for the whole model, and eac
 The decay rule: matrices (two or more axes, so embeddings too) decay, vectors and scalars (gains, biases) do not. A matrix can shrink
 without harm where a norm rescales what it gives; a gain pulled towards 0 would silence its channel.
 """
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tinyllm.backend import array_module
 from tinyllm.tensor import Tensor
+from tinyllm.threads import parallel
 
 
 def block_length(xp) -> int:
@@ -22,6 +23,19 @@ def block_length(xp) -> int:
     only bound the size of the temporaries.
     """
     return 2**16 if xp.__name__ == "numpy" else 2**24
+
+
+def for_each(xp, items: list[tuple], work: Callable) -> None:
+    """work(*item) for all items: on the CPU the items are shared out over its cores, a GPU has cores enough of its own."""
+
+    def some(part, _):
+        for item in items[part]:
+            work(*item)
+
+    if xp.__name__ == "numpy":
+        parallel(some, len(items), at_least=2)
+    else:
+        some(slice(None), 0)
 
 
 class FlatParameters:

@@ -7,7 +7,7 @@ import numpy as np
 
 from tinyllm.backend import array_module, to_numpy
 from tinyllm.config import suggestion
-from tinyllm.optim.flat import FlatParameters
+from tinyllm.optim.flat import FlatParameters, for_each
 from tinyllm.tensor import Tensor
 
 
@@ -40,8 +40,7 @@ class Optimizer(ABC):
             raise ValueError(f"an update needs a finite lr and grad_scale ≥ 0, got lr {lr} and grad_scale {grad_scale}")
         self.flat.check_attached()
         self.steps += 1
-        for block, decays in self.flat.blocks:
-            self._update(block, decays, lr, grad_scale)
+        for_each(array_module(self.flat.data), self.flat.blocks, lambda block, decays: self._update(block, decays, lr, grad_scale))
         self.flat.mark_changed()
 
     @abstractmethod

@@ -9,6 +9,7 @@ from tinyllm.config import check, from_dict, option_name, setting, value_type
 from tinyllm.data.atomic import atomic_file
 from tinyllm.nn import TransformerConfig
 from tinyllm.optim import SCHEDULES
+from tinyllm.threads import available_cores
 
 VOCAB_SIZE = 2048  # of a bpe tokenizer, where nothing else is asked for and the text is not small
 
@@ -66,6 +67,7 @@ class TrainConfig:
     keep: int = setting(2, "newest checkpoints to keep, besides the best", minimum=1)
     seed: int = setting(0, "seed of weights, batches and dropout", minimum=0)
     device: str = setting("cpu", "where to compute", choices=DEVICES)
+    threads: int | None = setting(None, "threads to compute with on the CPU (default: the cores this process may use)", minimum=1, maximum=1024)
 
     def planned(self, steps: int) -> "TrainConfig":
         """The same config with the number of updates fixed, and all that follows from it filled in."""
@@ -73,7 +75,8 @@ class TrainConfig:
         min_lr = self.lr / 10 if self.min_lr is None else self.min_lr
         every = self.eval_every or max(1, -(-steps // 10))
         return dataclasses.replace(
-            self, steps=steps, warmup=warmup, min_lr=min_lr, eval_every=every, checkpoint_every=self.checkpoint_every or every
+            self, steps=steps, warmup=warmup, min_lr=min_lr, eval_every=every, checkpoint_every=self.checkpoint_every or every,
+            threads=self.threads or available_cores(),
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from tinyllm.nn import Module
 from tinyllm.tensor import no_grad
+from tinyllm.threads import single_threaded_blas
 from tinyllm.train.config import TrainConfig
 from tinyllm.train.interrupt import StopRequest
 from tinyllm.train.store import Store
@@ -53,6 +54,14 @@ def train(
     outcome = Outcome(trainer, 0.0, False)
     if store is not None:
         store.restore(outcome)
+    with single_threaded_blas():  # our threads share the products out; BLAS threads beside them would only fight for the cores
+        _go_through(outcome, batches, validation, store, observers, stop)
+    return outcome
+
+
+def _go_through(outcome, batches, validation, store, observers, stop) -> None:
+    trainer = outcome.trainer
+    config = trainer.config
     started = time.perf_counter() - outcome.seconds
     tell = _teller(observers, lambda: time.perf_counter() - started)
     if trainer.step == 0 and validation is not None:
@@ -75,7 +84,6 @@ def train(
         if outcome.interrupted:
             break
     outcome.seconds = time.perf_counter() - started
-    return outcome
 
 
 @silent

@@ -21,6 +21,7 @@ from tinyllm.data import (
 )
 from tinyllm.nn import Transformer
 from tinyllm.tensor import Tensor
+from tinyllm.threads import available_cores, threads
 from tinyllm.tokenizer import CharTokenizer, Tokenizer, load_tokenizer, train_bpe
 from tinyllm.train.config import VOCAB_SIZE, DataConfig, RunConfig, TrainConfig
 from tinyllm.train.interrupt import stop_on_signal
@@ -52,6 +53,7 @@ def start(config: RunConfig, run: Run, announce: Announce, observers: Callable[.
     try:
         config = config.checked()
         xp = device_module(config.train.device)
+        threads(config.train.threads or available_cores())  # a resumed run keeps its number, on which the last bits of sums depend
         tokenizer, data = make_data(config.data, config.train.seed, run, announce)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
         model = _model(config, xp)
@@ -69,6 +71,7 @@ def start(config: RunConfig, run: Run, announce: Announce, observers: Callable[.
 def resume(run: Run, config: RunConfig, observers: Callable[..., Sequence] = lambda *_: ()) -> Outcome:
     """Continue the run in a folder from its newest checkpoint (or its beginning, where it was killed before the first)."""
     xp = device_module(config.train.device)
+    threads(config.train.threads or available_cores())
     try:
         tokenizer = load_tokenizer(run.tokenizer)
         data = open_prepared(run.data, tokenizer.fingerprint())
