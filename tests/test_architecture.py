@@ -70,8 +70,7 @@ def test_files_and_functions_are_short(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             length = node.end_lineno - node.lineno + 1 - (ast.get_docstring(node, clean=False) or "").count("\n")
-            limit = 100 if path.name == "cases.py" else 60  # a table is as long as what it lists
-            assert length <= limit, f"{path}:{node.lineno}: {node.name} has {length} lines"
+            assert length <= 60, f"{path}:{node.lineno}: {node.name} has {length} lines"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -5,7 +5,7 @@ has corners (relu, max) or a limited domain (log), `away`, `positive` and the li
 frozen legacy generator, so that values recorded from other libraries stay comparable.
 """
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -121,105 +121,115 @@ _CROSS_ENTROPY = {
 }
 
 
-def _table() -> list[Case]:
-    table: list[Case] = []
+def _case(op, *arguments, label="", **settings) -> Case:
+    return Case(op, label or ", ".join(f"{k}={v}" for k, v in settings.items()) or "plain", arguments, settings)
 
-    def case(op, *arguments, label="", **settings):
-        table.append(Case(op, label or ", ".join(f"{k}={v}" for k, v in settings.items()) or "plain", arguments, settings))
 
+def _elementwise() -> Iterator[Case]:
     for name in ("add", "sub", "mul"):
-        case(name, (3, 4), (3, 4))
-        case(name, (2, 3, 4), (3, 1), label="broadcast")
-        case(name, (3, 4), 2.5, label="number")
-    case("div", (3, 4), positive(3, 4))
-    case("div", (2, 3, 4), positive(4), label="broadcast")
+        yield _case(name, (3, 4), (3, 4))
+        yield _case(name, (2, 3, 4), (3, 1), label="broadcast")
+        yield _case(name, (3, 4), 2.5, label="number")
+    yield _case("div", (3, 4), positive(3, 4))
+    yield _case("div", (2, 3, 4), positive(4), label="broadcast")
     for name in ("neg", "exp", "tanh", "sigmoid", "erf", "gelu", "gelu_tanh", "silu"):
-        case(name, (3, 4))
-    case("erf", lambda random: random.uniform(-4, 4, (3, 7)), label="both branches")
-    case("sigmoid", transposed(3, 4), label="not contiguous")
+        yield _case(name, (3, 4))
+    yield _case("erf", lambda random: random.uniform(-4, 4, (3, 7)), label="both branches")
+    yield _case("sigmoid", transposed(3, 4), label="not contiguous")
     for name in ("log", "sqrt"):
-        case(name, positive(3, 4))
-    case("pow", positive(3, 4), exponent=3)
-    case("pow", positive(3, 4), exponent=-0.5)
+        yield _case(name, positive(3, 4))
+    yield _case("pow", positive(3, 4), exponent=3)
+    yield _case("pow", positive(3, 4), exponent=-0.5)
     for name in ("abs", "relu", "relu2"):
-        case(name, away(3, 4))
+        yield _case(name, away(3, 4))
     for name in ("maximum", "minimum"):
-        case(name, distinct(3, 4), 0.05)
-        case(name, distinct(4, 3), lambda random: random.permutation(12).reshape(4, 3) * 0.1 - 0.95, label="two arrays")
-    case("where", booleans(3, 4), (3, 4), (4,))
-    case("clip", distinct(3, 4), low=-0.55, high=0.05)
-    case("masked_fill", (3, 4), booleans(3, 4), value=-2.0)
+        yield _case(name, distinct(3, 4), 0.05)
+        yield _case(name, distinct(4, 3), lambda random: random.permutation(12).reshape(4, 3) * 0.1 - 0.95, label="two arrays")
+    yield _case("where", booleans(3, 4), (3, 4), (4,))
+    yield _case("clip", distinct(3, 4), low=-0.55, high=0.05)
+    yield _case("masked_fill", (3, 4), booleans(3, 4), value=-2.0)
 
+
+def _reductions() -> Iterator[Case]:
     for name in ("sum", "mean", "var", "logsumexp", "max", "min"):
         x = distinct(3, 4, 2) if name in ("max", "min") else (3, 4, 2)
-        case(name, x, axis=1)
-        case(name, x, axis=(0, 2), keepdims=True)
+        yield _case(name, x, axis=1)
+        yield _case(name, x, axis=(0, 2), keepdims=True)
         if name != "logsumexp":
-            case(name, x, axis=None)
-    case("var", (3, 4), axis=-1, correction=1)
+            yield _case(name, x, axis=None)
+    yield _case("var", (3, 4), axis=-1, correction=1)
 
-    case("reshape", (3, 4), shape=(2, -1))
-    case("transpose", (2, 3, 4))
-    case("transpose", (2, 3, 4), axes=(1, 2, 0))
-    case("swapaxes", (2, 3, 4), first=0, second=-1)
-    case("expand", (3, 1), shape=(2, 3, 4))
-    case("concatenate", (2, 3), (2, 1), (2, 4), axis=1)
-    case("stack", (2, 3), (2, 3), axis=1)
-    case("getitem", (4, 5), index=(slice(1, 3), slice(None, None, 2)))
-    case("getitem", (4, 5), index=(np.array([0, 2, 2, 3]),), label="repeated rows")
-    case("getitem", (4, 5), index=(slice(None), None, 1), label="new axis")
-    case("gather", (3, 5), integers(5, 3, 4), axis=-1)
-    case("gather", (5, 3), integers(5, 4, 3), axis=0)
-    case("pad", (2, 3), widths=((1, 0), (2, 1)), value=0.5)
 
-    case("matmul", (3, 4), (4, 2))
-    case("matmul", (2, 3, 4), (2, 4, 5), label="batched")
-    case("matmul", (2, 1, 3, 4), (5, 4, 2), label="broadcast")
-    case("matmul", (3, 4), (4,), label="times vector")
-    case("matmul", (4,), (2, 4, 3), label="vector times")
-    case("matmul", (4,), (4,), label="inner product")
-    case("matmul", transposed(3, 4), transposed(4, 2), label="not contiguous")
-    case("linear", (2, 3, 4), (5, 4))
-    case("linear", (2, 3, 4), (5, 4), (5,), label="bias")
-    case("linear", (4,), (5, 4), (5,), label="one row")
-    case("einsum", (2, 3), (3, 4), subscripts="ij,jk->ik")
-    case("einsum", (2, 3, 4), (2, 4), (3,), subscripts="bij,bj,i->b")
-    case("einsum", (2, 3), (4,), subscripts="ij,k->ik")
-    case("einsum", (2, 3), subscripts="ij->")
+def _shapes() -> Iterator[Case]:
+    yield _case("reshape", (3, 4), shape=(2, -1))
+    yield _case("transpose", (2, 3, 4))
+    yield _case("transpose", (2, 3, 4), axes=(1, 2, 0))
+    yield _case("swapaxes", (2, 3, 4), first=0, second=-1)
+    yield _case("expand", (3, 1), shape=(2, 3, 4))
+    yield _case("concatenate", (2, 3), (2, 1), (2, 4), axis=1)
+    yield _case("stack", (2, 3), (2, 3), axis=1)
+    yield _case("getitem", (4, 5), index=(slice(1, 3), slice(None, None, 2)))
+    yield _case("getitem", (4, 5), index=(np.array([0, 2, 2, 3]),), label="repeated rows")
+    yield _case("getitem", (4, 5), index=(slice(None), None, 1), label="new axis")
+    yield _case("gather", (3, 5), integers(5, 3, 4), axis=-1)
+    yield _case("gather", (5, 3), integers(5, 4, 3), axis=0)
+    yield _case("pad", (2, 3), widths=((1, 0), (2, 1)), value=0.5)
+
+
+def _products() -> Iterator[Case]:
+    yield _case("matmul", (3, 4), (4, 2))
+    yield _case("matmul", (2, 3, 4), (2, 4, 5), label="batched")
+    yield _case("matmul", (2, 1, 3, 4), (5, 4, 2), label="broadcast")
+    yield _case("matmul", (3, 4), (4,), label="times vector")
+    yield _case("matmul", (4,), (2, 4, 3), label="vector times")
+    yield _case("matmul", (4,), (4,), label="inner product")
+    yield _case("matmul", transposed(3, 4), transposed(4, 2), label="not contiguous")
+    yield _case("linear", (2, 3, 4), (5, 4))
+    yield _case("linear", (2, 3, 4), (5, 4), (5,), label="bias")
+    yield _case("linear", (4,), (5, 4), (5,), label="one row")
+    yield _case("einsum", (2, 3), (3, 4), subscripts="ij,jk->ik")
+    yield _case("einsum", (2, 3, 4), (2, 4), (3,), subscripts="bij,bj,i->b")
+    yield _case("einsum", (2, 3), (4,), subscripts="ij,k->ik")
+    yield _case("einsum", (2, 3), subscripts="ij->")
     for name in ("swiglu", "geglu"):
-        case(name, (3, 4), (3, 4))
+        yield _case(name, (3, 4), (3, 4))
 
-    case("layernorm", (3, 5), (5,), (5,))
-    case("layernorm", (2, 3, 5), (5,), label="gain")
-    case("layernorm", (3, 5), label="no gain")
-    case("layernorm", (3, 5), None, (5,), label="bias only", eps=0.1)
-    case("rmsnorm", (3, 5), (5,))
-    case("rmsnorm", (2, 3, 5), label="no gain", eps=0.1)
+
+def _norms() -> Iterator[Case]:
+    yield _case("layernorm", (3, 5), (5,), (5,))
+    yield _case("layernorm", (2, 3, 5), (5,), label="gain")
+    yield _case("layernorm", (3, 5), label="no gain")
+    yield _case("layernorm", (3, 5), None, (5,), label="bias only", eps=0.1)
+    yield _case("rmsnorm", (3, 5), (5,))
+    yield _case("rmsnorm", (2, 3, 5), label="no gain", eps=0.1)
     for name in ("softmax", "log_softmax"):
-        case(name, (3, 5))
-        case(name, (3, 5, 2), axis=1)
+        yield _case(name, (3, 5))
+        yield _case(name, (3, 5, 2), axis=1)
 
+
+def _losses() -> Iterator[Case]:
     for label, options in _CROSS_ENTROPY.items():
         settings = {k: v for k, v in options.items() if k in ("label_smoothing", "z_loss")}
         rest = (integers(7, 2, 4, ignored=options.get("ignored", 0)), *([Tensor(np.linspace(0.5, 2, 8).reshape(2, 4))] * ("weights" in options)))
-        case("cross_entropy", (2, 4, 7), *rest, label=label, **settings)
-        case("linear_cross_entropy", (2, 4, 3), (7, 3), *rest, label=label, rows=3, **settings)
-    case("linear_cross_entropy", (8, 3), (7, 3), integers(7, 8), label="one slice")
-    case("binary_cross_entropy", (3, 4), lambda random: random.uniform(size=(3, 4)))
-    case("mse", (3, 4), (3, 4))
-    case("kl_divergence", (3, 4), (3, 4))
+        yield _case("cross_entropy", (2, 4, 7), *rest, label=label, **settings)
+        yield _case("linear_cross_entropy", (2, 4, 3), (7, 3), *rest, label=label, rows=3, **settings)
+    yield _case("linear_cross_entropy", (8, 3), (7, 3), integers(7, 8), label="one slice")
+    yield _case("binary_cross_entropy", (3, 4), lambda random: random.uniform(size=(3, 4)))
+    yield _case("mse", (3, 4), (3, 4))
+    yield _case("kl_divergence", (3, 4), (3, 4))
 
-    case("embedding", (6, 3), integers(6, 2, 5))
+
+def _embeddings_and_attention() -> Iterator[Case]:
+    yield _case("embedding", (6, 3), integers(6, 2, 5))
     angles = np.arange(5)[:, None] * np.array([1.0, 0.3, 0.1])
     cos, sin = Tensor(np.cos(angles)), Tensor(np.sin(angles))
-    case("rope", (2, 3, 5, 6), cos, sin)
-    case("rope", (2, 3, 5, 6), cos, sin, interleaved=True)
-    case("dropout", (4, 5), rate=0.4, rng=lambda: np.random.default_rng(3), label="rate=0.4")
-    case("cast", (3, 4), precision="fp32")
+    yield _case("rope", (2, 3, 5, 6), cos, sin)
+    yield _case("rope", (2, 3, 5, 6), cos, sin, interleaved=True)
+    yield _case("dropout", (4, 5), rate=0.4, rng=lambda: np.random.default_rng(3), label="rate=0.4")
+    yield _case("cast", (3, 4), precision="fp32")
     for label, (arguments, settings) in _ATTENTION.items():
-        case("attention", *arguments, label=label, **settings)
-        case("tiled_attention", *arguments, label=label, block=2, **settings)
-    return table
+        yield _case("attention", *arguments, label=label, **settings)
+        yield _case("tiled_attention", *arguments, label=label, block=2, **settings)
 
 
-CASES: tuple[Case, ...] = tuple(_table())
+CASES: tuple[Case, ...] = (*_elementwise(), *_reductions(), *_shapes(), *_products(), *_norms(), *_losses(), *_embeddings_and_attention())
