@@ -24,7 +24,7 @@ from tinyllm.tensor import op
 def cross_entropy(logits, targets, weights=None, *, ignore_index=-1, label_smoothing=0.0, z_loss=0.0):
     """Mean cross-entropy of scores against token ids.     (..., V), (...) int, (...) float or None -> ()"""
     z = logits.reshape(-1, logits.shape[-1])
-    t, share = _rows(targets, weights, ignore_index, z, z.shape[1])
+    t, share = targets_and_shares(targets, weights, ignore_index, z, z.shape[1])
     losses, top, total = _row_losses(z, t, label_smoothing, z_loss)
 
     def backward(dy):
@@ -44,7 +44,7 @@ def linear_cross_entropy(x, w, targets, weights=None, *, ignore_index=-1, label_
     """
     xp = array_module(x)
     flat = x.reshape(-1, x.shape[-1])
-    t, share = _rows(targets, weights, ignore_index, flat, w.shape[0])
+    t, share = targets_and_shares(targets, weights, ignore_index, flat, w.shape[0])
     step = rows or max(1, 2**22 // w.shape[0])
     slices = [slice(i, i + step) for i in range(0, len(flat), step)]
     parts = [_row_losses(flat[s] @ w.T, t[s], label_smoothing, z_loss) for s in slices]
@@ -63,7 +63,7 @@ def linear_cross_entropy(x, w, targets, weights=None, *, ignore_index=-1, label_
     return loss, backward
 
 
-def _rows(targets, weights, ignore_index, like, vocabulary):
+def targets_and_shares(targets, weights, ignore_index, like, vocabulary):
     """Targets as a flat array with 0 in place of ignored ones, and each row's share of the mean (0 where ignored)."""
     xp = array_module(like)
     targets = targets.reshape(-1)

@@ -13,7 +13,7 @@ from tinyllm import ops
 from tinyllm.kernels import attach
 from tinyllm.kernels.cpu.blocks import scratch
 from tinyllm.kernels.cpu.linear import times
-from tinyllm.ops.cross_entropy import _rows
+from tinyllm.ops.cross_entropy import targets_and_shares
 from tinyllm.tensor import recording
 from tinyllm.threads import parallel
 
@@ -27,7 +27,7 @@ def linear_cross_entropy(x, w, targets, weights=None, *, ignore_index=-1, label_
         settings = dict(ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss, rows=rows)
         return ops.linear_cross_entropy.array(x, w, targets, weights, **settings)
     flat = np.ascontiguousarray(x.reshape(-1, x.shape[-1]))
-    t, share = _rows(targets, weights, ignore_index, flat, len(w))
+    t, share = targets_and_shares(targets, weights, ignore_index, flat, len(w))
     step = rows or max(1, SCORES // len(w))
     losses = np.empty(len(flat), flat.dtype)
     dx, dw = (np.empty_like(flat), np.zeros_like(w)) if recording() else (None, None)
