@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from tinyllm import ops
-from tinyllm.anomaly import describe
-from tinyllm.tensor import Tensor, detect_anomaly, no_grad
+from tinyllm.anomaly import describe, detect_anomaly
+from tinyllm.tensor import Tensor, no_grad
 
 
 def test_the_first_op_is_named_with_shapes_and_ranges():

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from tinyllm import ops
-from tinyllm.tensor import Tensor, checkpoint, detect_anomaly, no_grad
+from tinyllm.anomaly import detect_anomaly
+from tinyllm.recompute import checkpoint
+from tinyllm.tensor import Tensor, no_grad
 
 WIDTH = 16
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tinyllm import ops
-from tinyllm.tensor import OPS, Tensor, no_grad, op
+from tinyllm.anomaly import detect_anomaly
+from tinyllm.tensor import OPS, Into, Tensor, enable_grad, no_grad, op, recording
 
 
 def leaf(*shape, seed=0):
@@ -398,6 +399,247 @@ def test_writing_where_a_gradient_would_get_lost_is_refused():
     buffer[1] = 2.0
     buffer[Tensor(np.array([0, 2]))] = Tensor(np.array([5.0, 6.0]))
     assert buffer.data.tolist() == [5.0, 2.0, 6.0]
+
+
+# Gradients that are written where they belong.
+
+
+def into(calls, own_add=True):
+    """An op, y = 3·x, whose gradient is an `Into` that notes what it is asked for and with which array."""
+
+    def write(dy):
+        def write_into(out):
+            calls.append(("write", out))
+            np.multiply(dy, 3.0, out=out)
+
+        return write_into
+
+    def add(dy):
+        def add_to(out):
+            calls.append(("add", out))
+            out += 3.0 * dy
+
+        return add_to if own_add else None
+
+    @op
+    def three_times(x):
+        return 3.0 * x, lambda dy: Into(write(dy), add(dy))
+
+    return three_times
+
+
+def buffered(*shape):
+    x = leaf(*shape)
+    x.buffer = np.full(shape, np.nan)  # whatever its last use left
+    return x
+
+
+@pytest.mark.parametrize("own_add", [True, False])
+def test_into_writes_a_leafs_first_gradient_into_its_buffer_and_adds_the_others(own_add):
+    x, calls = buffered(4, 5), []
+    function = into(calls, own_add)
+    function(x).backward(2.0)
+    assert [name for name, _ in calls] == ["write"] and calls[0][1] is x.buffer and x.grad is x.buffer and (x.grad == 6).all()
+    function(x).backward(1.0)
+    assert calls[1][0] == ("add" if own_add else "write") and (calls[1][1] is x.buffer) == own_add
+    assert x.grad is x.buffer and (x.grad == 9).all()
+    x.grad = None
+    (function(x) + function(x) + x).backward(1.0)  # one graph, and a gradient of the usual kind among them
+    assert x.grad is x.buffer and (x.grad == 7).all()
+
+
+def test_into_makes_no_array_of_the_parameters_size():
+    x, function = buffered(1000, 1000), into([])
+    loss = function(x).sum()
+    dy = np.broadcast_to(np.float64(1), x.shape)
+
+    @op
+    def plain(x):
+        return 3.0 * x, lambda dy: 3.0 * dy
+
+    def peak(y):
+        x.grad = None
+        tracemalloc.start()
+        try:
+            y.backward(dy)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert loss.shape == ()
+    assert peak(function(x)) < x.data.nbytes / 100 and peak(plain(x)) > 0.99 * x.data.nbytes
+
+
+def test_into_without_a_buffer_or_on_the_way_is_an_array():
+    x, calls = leaf(3), []
+    function = into(calls)
+    function(x).backward(1.0)
+    first = x.grad
+    assert (first == 3).all() and first.base is None
+    function(x).backward(1.0)
+    assert x.grad is first and (first == 6).all()
+    x, calls[:] = buffered(3), []
+    h = x * 2.0
+    (function(h) + h).backward(1.0)  # not a leaf: its gradient waits for the other part
+    assert (x.grad == 8).all() and calls[0][1] is not x.buffer
+    x, frozen = leaf(2, 3), Tensor(np.ones(3))
+    calls.clear()
+    (function(x + frozen) * function(frozen)).backward(1.0)
+    assert (x.grad == 9).all() and [name for name, _ in calls] == ["write"]
+
+
+def test_into_has_the_dtype_and_shape_of_the_input():
+    """The sum of a broadcast, and a cast, happen outside: write() gets the input's own kind of array."""
+    x, calls = Tensor(np.ones((1, 3), np.float32), requires_grad=True), []
+    function = into(calls)
+    y = function(x) + np.ones((4, 3))
+    y.backward(np.ones((4, 3)))
+    ((_, out),) = calls
+    assert (out.dtype, out.shape) == (np.float32, (1, 3)) and x.grad.dtype == np.float32 and (x.grad == 12).all()
+
+
+def test_into_under_detect_anomaly_is_looked_at():
+    x, calls = buffered(3), []
+    function = into(calls)
+    with detect_anomaly():
+        function(x).backward(2.0)
+        assert (x.grad == 6).all() and calls[0][1] is not x.buffer
+
+        @op
+        def broken(x):
+            return x * 1.0, lambda dy: Into(lambda out: out.fill(np.inf))
+
+        with pytest.raises(FloatingPointError, match="the backward of 'broken' for its input 0 made NaN or infinity"):
+            broken(x).backward(1.0)
+
+
+def test_a_buffer_takes_plain_gradients_too():
+    x = buffered(2, 3)
+    y = x + np.zeros((4, 2, 3))
+    dy = np.random.default_rng(1).standard_normal((4, 2, 3))
+    y.backward(dy)
+    assert x.grad is x.buffer and np.array_equal(x.grad, dy.sum(0)) and not np.shares_memory(x.grad, dy)
+    x.backward(1.0)
+    assert x.grad is x.buffer and np.array_equal(x.grad, dy.sum(0) + 1)
+
+
+# Backwards that hand out their gradients one by one.
+
+
+def test_a_generator_hands_out_gradients_in_its_own_order_and_each_is_taken_at_once():
+    a, b, events = leaf(3), leaf(2, 3), []
+
+    @op
+    def product(a, b):
+        def backward(dy):
+            yield 1, dy * a
+            events.append(b_leaf.grad.copy())  # taken before the next is computed
+            yield 0, lambda: dy * b  # of b's shape: summed back
+            events.append(a_leaf.grad.copy())
+
+        return a * b, backward
+
+    a_leaf, b_leaf = a, b
+    dy = np.random.default_rng(2).standard_normal((2, 3))
+    product(a, b).backward(dy)
+    np.testing.assert_array_equal(a.grad, (dy * b.data).sum(0))
+    np.testing.assert_array_equal(b.grad, dy * a.data)
+    assert [g.shape for g in events] == [(2, 3), (3,)]
+
+
+def test_a_generator_computes_nothing_for_frozen_inputs():
+    made = []
+
+    def costly(name, gradient):
+        return lambda: made.append(name) or gradient
+
+    @op
+    def add_all(a, b, c):
+        def backward(dy):
+            yield 2, costly("c", dy * 1)
+            yield 0, costly("a", dy * 1)
+            yield 1, costly("b", dy * 1)
+
+        return a + b + c, backward
+
+    a, c = Tensor(np.ones(2)), leaf(2)
+    add_all(a, 2.0, c).backward(1.0)
+    assert made == ["c"] and a.grad is None and c.grad.tolist() == [1, 1]
+
+
+def test_a_generators_gradients_are_not_shared():
+    """dy itself may be handed out, to several inputs even; what is added to one of them shows up nowhere else."""
+
+    @op
+    def both(a, b):
+        def backward(dy):
+            yield 0, dy
+            yield 1, dy
+
+        return a + b, backward
+
+    a, b = leaf(3), leaf(3)
+    p, q = a * 1.0, b * 1.0
+    earlier = p * 5.0  # so that its part reaches p after that of both()
+    dy = np.ones(3)
+    (both(p, q) + earlier).backward(dy)
+    both(a, b).backward(dy)
+    assert a.grad.tolist() == [7, 7, 7] and b.grad.tolist() == [2, 2, 2] and dy.tolist() == [1, 1, 1]
+
+
+def test_what_a_generator_lets_go_is_freed_before_it_goes_on(without_collector):
+    alive = []
+
+    @op
+    def wasteful(x, y):
+        def backward(dy):
+            large, kept = np.ones(1000), np.ones(1000)
+            refs = [weakref.ref(large), weakref.ref(kept)]
+            yield 0, dy * large.sum()
+            del large
+            alive.append([ref() is not None for ref in refs])
+            yield 1, dy * kept.sum()
+
+        return x + y, backward
+
+    x, y = leaf(2), leaf(2)
+    wasteful(x, y).backward(1.0)
+    assert alive == [[False, True]] and x.grad.tolist() == y.grad.tolist() == [1000, 1000]
+
+
+def test_a_generator_with_into_under_detect_anomaly():
+    @op
+    def scaled(x, w):
+        def backward(dy):
+            yield 1, Into(lambda out: np.multiply(dy, x, out=out))
+            yield 0, dy * w
+
+        return x * w, backward
+
+    x, w = leaf(3, seed=1), buffered(3)
+    for _ in range(2):
+        with detect_anomaly():
+            scaled(x, w).backward(1.0)
+        scaled(x, w).backward(1.0)
+    np.testing.assert_allclose(w.grad, 4 * x.data)
+    np.testing.assert_allclose(x.grad, 4 * w.data)
+
+
+def test_enable_grad_records_inside_no_grad_and_only_there():
+    x = leaf(2)
+    with no_grad():
+        with enable_grad():
+            assert recording()
+            y = x * 2.0
+            with no_grad():
+                assert not recording() and not (x * 2.0).requires_grad
+        assert not recording() and not (x * 2.0).requires_grad
+        with pytest.raises(KeyError), enable_grad():
+            raise KeyError
+        assert not recording()
+    assert recording()
+    y.backward(1.0)
+    assert x.grad.tolist() == [2, 2]
 
 
 # Memory: what dies when.

@@ -2,11 +2,34 @@
 
 Slow (every array is looked at, every input copied): for looking for a fault, not for training.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 
 from tinyllm.backend import to_numpy
+
+_looking: ContextVar[bool] = ContextVar("looking for anomalies", default=False)
+
+
+@contextmanager
+def detect_anomaly() -> Iterator[None]:
+    """`with detect_anomaly():` the first op that makes NaN or infinity out of finite arguments raises FloatingPointError.
+
+    The message names the op and gives each argument's shape and range. An input that was changed behind the engine's back (through
+    `.data`) raises RuntimeError at backward(). Slow: for looking, not for training.
+    """
+    token = _looking.set(True)
+    try:
+        yield
+    finally:
+        _looking.reset(token)
+
+
+def looking_for_anomalies() -> bool:
+    """Whether `detect_anomaly` is on."""
+    return _looking.get()
 
 
 def check_finite(what: str, y, arguments) -> None:

@@ -18,12 +18,11 @@ from contextvars import ContextVar
 
 import numpy as np
 
-from tinyllm.anomaly import check_finite, guarded
+from tinyllm.anomaly import check_finite, guarded, looking_for_anomalies
 from tinyllm.backend import array_module, to_numpy
 
 OPS: dict[str, Callable] = {}  # every op of this package by name: what the table of test cases must cover
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
-_anomaly: ContextVar[bool] = ContextVar("anomaly", default=False)
 _numbers = itertools.count()
 
 
@@ -73,11 +72,12 @@ class Tensor:
     data : array, number or nested list; arrays keep their dtype, Python numbers and lists become float32.
     requires_grad : whether backward() shall accumulate into `.grad` (only for floating-point data).
 
-    `.grad` is an array of the same shape, or None before the first backward(). Gradients of several backward() calls add up.
+    `.grad` is an array of the same shape, or None before the first backward(). Gradients of several backward() calls add up. The first
+    is written into `.buffer`, where an array was put there (see `tinyllm.optim.flat`), into one of its own otherwise.
     Operators and methods (`+`, `@`, `.sum()`, …) are attached by `tinyllm.ops`.
     """
 
-    __slots__ = ("data", "grad", "requires_grad", "node", "version", "__weakref__")
+    __slots__ = ("data", "grad", "buffer", "requires_grad", "node", "version", "__weakref__")
     __array_ufunc__ = None  # array + Tensor asks Tensor.__radd__ instead of looping over the elements; np.exp(Tensor) is a TypeError
 
     def __init__(self, data, requires_grad: bool = False):
@@ -89,7 +89,7 @@ class Tensor:
             data = np.asarray(data, dtype=np.float32)
         if requires_grad and data.dtype.kind != "f":
             raise ValueError(f"only floating-point values can have a gradient, got {data.dtype}")
-        self.data, self.grad, self.requires_grad = data, None, requires_grad
+        self.data, self.grad, self.buffer, self.requires_grad = data, None, None, requires_grad
         self.node: Node | None = None
         self.version = Version()
 
@@ -178,25 +178,71 @@ def _visit(node: Node, dy, pending: "_Pending") -> None:
         if gradients.requires_grad:
             pending.add(gradients.node or gradients, dy, fresh=False)
         return
-    for i, (dx, fresh) in enumerate(_gradients(node, gradients, parents, dy)):
-        if dx is None:
+    each = _one_by_one(node, gradients, parents, dy) if isinstance(gradients, Iterator) else _gradients(node, gradients, parents, dy)
+    for i, dx, fresh in each:
+        if isinstance(dx, Into) and isinstance(parents[i], Tensor) and not looking_for_anomalies():
+            dx.reach(parents[i])
             continue
-        if _anomaly.get():
+        dx = dx.array(array_module(dy), node.shapes[i], node.dtypes[i]) if isinstance(dx, Into) else dx
+        if looking_for_anomalies():
             check_finite(f"the backward of {node.name!r} for its input {i}", dx, [dy])
         fitted = _fit(dx, node.shapes[i], node.dtypes[i], node.name)
         pending.add(parents[i], fitted, fresh or (fitted is not dx and fitted.base is None))
 
 
+class Into:
+    """A gradient that can be written where it belongs, which spares an array of the parameter's size and the time to add it.
+
+    write(out) : sets out, an array of the input's shape and dtype, to the gradient.
+    add(out) : adds the gradient to out; by default the gradient is made in an array of its own and added.
+    """
+
+    __slots__ = ("write", "add")
+
+    def __init__(self, write: Callable, add: Callable | None = None):
+        self.write, self.add = write, add
+
+    def array(self, xp, shape, dtype):
+        out = xp.empty(shape, dtype)
+        self.write(out)
+        return out
+
+    def reach(self, leaf: Tensor) -> None:
+        """Add this to leaf.grad."""
+        if leaf.grad is not None and self.add is not None:
+            self.add(leaf.grad)
+        elif leaf.grad is not None or leaf.buffer is None:
+            _add_to_leaf(leaf, self.array(array_module(leaf.data), leaf.shape, leaf.dtype), fresh=True)
+        else:
+            self.write(leaf.buffer)
+            leaf.grad = leaf.buffer
+
+
 def _gradients(node: Node, gradients, parents: tuple, dy) -> Iterator[tuple]:
-    """(gradient, whether nobody else holds it) for each parent, computed when it is asked for; (None, False) where none is wanted."""
+    """(number, gradient, whether nobody else holds it) for each parent that wants one, computed when it is asked for."""
     gradients = list(gradients) if isinstance(gradients, tuple) else [gradients]
     if len(gradients) != len(parents):
         raise RuntimeError(f"the backward of {node.name!r} returned {len(gradients)} gradients for {len(parents)} inputs")
     for i, parent in enumerate(parents):
         dx = gradients[i] if parent is not None else None
         dx = gradients[i] = dx() if callable(dx) else dx
-        others = (dy, *gradients[:i], *gradients[i + 1 :])
-        yield dx, dx is not None and dx.base is None and not any(dx is o or dx is getattr(o, "base", None) for o in others)
+        if isinstance(dx, Into):
+            yield i, dx, True
+        elif dx is not None:
+            others = (dy, *gradients[:i], *gradients[i + 1 :])
+            yield i, dx, dx.base is None and not any(dx is o or dx is getattr(o, "base", None) for o in others)
+
+
+def _one_by_one(node: Node, gradients: Iterator, parents: tuple, dy) -> Iterator[tuple]:
+    """The same for a backward that is a generator."""
+    missing = {i for i, parent in enumerate(parents) if parent is not None}
+    for i, dx in gradients:
+        missing.discard(i)
+        dx = dx() if callable(dx) and parents[i] is not None else dx
+        if parents[i] is not None and dx is not None:
+            yield i, dx, isinstance(dx, Into) or (dx is not dy and dx.base is None)
+    if missing:
+        raise RuntimeError(f"the backward of {node.name!r} gave no gradient for its input {min(missing)}; None says that there is none")
 
 
 class _Pending:
@@ -229,7 +275,10 @@ class _Pending:
 
 
 def _add_to_leaf(leaf: Tensor, dx, fresh: bool) -> None:
-    if leaf.grad is None:
+    if leaf.grad is None and leaf.buffer is not None:
+        leaf.buffer[...] = dx
+        leaf.grad = leaf.buffer
+    elif leaf.grad is None:
         leaf.grad = array_module(leaf.data).asarray(dx if fresh else dx.copy())  # NumPy makes scalars of 0-d results
     else:
         leaf.grad += dx
@@ -264,7 +313,9 @@ def op(function: Callable) -> Callable:
     argument, of any shape that broadcasts over the argument's: the engine sums it back. None stands for "no gradient" (integers,
     masks). A gradient may be given as a function without arguments; it is called only if that input requires one, so frozen inputs
     cost no work. A gradient is a new array, a view, or dy itself, never an array that somebody else keeps: the engine may add into
-    it. `op.array` is the plain function.
+    it. One that is as large as a parameter may be an `Into`. A backward with many inputs may be a generator of (number of the input,
+    gradient) in the order in which they are ready, each a new array or dy, so that what it no longer needs can go meanwhile.
+    `op.array` is the plain function.
     """
     names = function.__code__.co_varnames[: function.__code__.co_argcount]  # of the inputs; none for *xs
     required = len(names) - len(function.__defaults__ or ())
@@ -278,7 +329,7 @@ def op(function: Callable) -> Callable:
         arrays = [_plain(x) for x in inputs]
         settings = {name: _setting(function.__name__, name, value) for name, value in settings.items()}
         y, backward = apply.run(*arrays, **settings)
-        if _anomaly.get():
+        if looking_for_anomalies():
             check_finite(f"the op {function.__name__!r}", y, [*arrays, *settings.values()])
             backward = guarded(function.__name__, [*arrays, y], backward)
         result = Tensor(y)
@@ -290,7 +341,7 @@ def op(function: Callable) -> Callable:
             result.node = Node(function.__name__, inputs, result, backward)
         return result
 
-    if str(function.__module__).startswith("tinyllm."):  # the package's own; those of users are nobody else's business
+    if str(function.__module__).startswith("tinyllm.ops."):  # the library's own; those of users are nobody else's business
         if function.__name__ in OPS:
             raise ValueError(f"an op named {function.__name__!r} exists already")
         OPS[function.__name__] = apply
@@ -334,54 +385,6 @@ def no_grad():
     return _set(_recording, False)
 
 
-def detect_anomaly():
-    """`with detect_anomaly():` the first op that makes NaN or infinity out of finite arguments raises FloatingPointError.
-
-    The message names the op and gives each argument's shape and range. An input that was changed behind the engine's back (through
-    `.data`) raises RuntimeError at backward(). Slow: for looking, not for training.
-    """
-    return _set(_anomaly, True)
-
-
-def checkpoint(function: Callable, *inputs, rng: np.random.Generator | None = None) -> Tensor:
-    """function(*inputs), without keeping its activations: backward() runs it again to get them.
-
-    Memory falls from all activations inside `function` to its inputs; the price is one more forward. The second run takes the place
-    of the first in the graph, so that gradients are bitwise those of the plain call. Where `function` draws random numbers, pass the
-    generator that it uses as `rng`, and its state is put back for the second run. Tensors that `function` reaches on its own, such as
-    parameters, get their gradients too. Raises RuntimeError at backward() if the second run gives another result (compared by its sum).
-    Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
-    """
-    state = rng.bit_generator.state if rng else None
-    with no_grad():
-        y = function(*inputs)
-    if not _recording.get():
-        return y
-    total = to_numpy(y.data.sum())
-
-    def run_again(dy):
-        with _set(_recording, True), _replayed(rng, state):
-            again = function(*inputs)
-        if not np.array_equal(to_numpy(again.data.sum()), total, equal_nan=True):
-            raise RuntimeError(
-                "checkpoint: the function gave another result when backward() ran it again: pass the generator that it draws from as rng, "
-                "and change no parameter between forward and backward"
-            )
-        return again
-
-    result = Tensor(y.data, requires_grad=True)
-    result.node = Node("checkpoint", inputs, result, run_again)
-    return result
-
-
-@contextmanager
-def _replayed(rng: np.random.Generator | None, state: dict | None) -> Iterator[None]:
-    """rng set back to an earlier state inside the block, and put where it was after it."""
-    if rng is None:
-        yield
-        return
-    now, rng.bit_generator.state = rng.bit_generator.state, state
-    try:
-        yield
-    finally:
-        rng.bit_generator.state = now
+def enable_grad():
+    """`with enable_grad():` ops record again, inside a `no_grad` or a backward."""
+    return _set(_recording, True)

@@ -16,15 +16,20 @@ def embedding(w, ids):
 
     def backward(dy):
         dw = xp.zeros_like(w)
-        flat, rows = ids.reshape(-1), dy.reshape(-1, w.shape[-1])
-        if flat.size:
-            order = flat.argsort(kind="stable")
-            ordered = flat[order]
-            starts = xp.flatnonzero(xp.concatenate([xp.ones(1, bool), ordered[1:] != ordered[:-1]]))
-            dw[ordered[starts]] = xp.add.reduceat(rows[order], starts, axis=0)
+        if ids.size:
+            found, sums = sum_by_id(xp, ids.reshape(-1), dy.reshape(-1, w.shape[-1]))
+            dw[found] = sums
         return dw, None
 
     return w[ids], backward
+
+
+def sum_by_id(xp, ids, rows):
+    """The ids that occur, and the sum of each one's rows.     (N,), (N, C) -> (n,), (n, C), N at least 1"""
+    order = ids.argsort(kind="stable")
+    ordered = ids[order]
+    starts = xp.flatnonzero(xp.concatenate([xp.ones(1, bool), ordered[1:] != ordered[:-1]]))
+    return ordered[starts], xp.add.reduceat(rows[order], starts, axis=0)
 
 
 def check_ids(ids, count, where) -> None:

@@ -6,7 +6,7 @@ schedule   the learning rate of each step         clip       the norm of all gra
 scaler     loss scaling for half precision        outliers   which updates are better left out
 """
 from tinyllm.optim.adamw import AdamW, adamw
-from tinyllm.optim.clip import clip_factor, global_norm
+from tinyllm.optim.clip import clip_factor, global_norm, sum_of_squares
 from tinyllm.optim.flat import FlatParameters
 from tinyllm.optim.optimizer import Optimizer
 from tinyllm.optim.outliers import OutlierDetector

@@ -54,14 +54,14 @@ class AdamW(Optimizer):
         super().__init__(named_parameters, ("exp_avg", "exp_avg_sq"))
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
 
-    def _update(self, block: slice, decays: bool, lr: float, grad_scale: float) -> None:
+    def _update(self, block: slice, g, decays: bool, lr: float, grad_scale: float) -> None:
         """`adamw` in place. Constants are multiplied together before they meet an array, and with c = √(1-β₂ᵗ)
 
             (1-β₂)·g² = (√(1-β₂)·g)²          lr·m̂/(√v̂ + ε) = (lr·c/(1-β₁ᵗ)) · m/(√v + ε·c)
 
         which needs neither m̂ nor v̂, and does not overflow where g² alone would.
         """
-        p, g, m, v = self.flat.data[block], self.flat.grad[block], self.state["exp_avg"][block], self.state["exp_avg_sq"][block]
+        p, m, v = self.flat.data[block], self.state["exp_avg"][block], self.state["exp_avg_sq"][block]
         c = math.sqrt(1 - self.beta2**self.steps)
         m *= self.beta1
         m += ((1 - self.beta1) * grad_scale) * g

@@ -12,18 +12,18 @@ def global_norm(*arrays) -> float:
     would get lost in a long sum. (float64 elements beyond 10¹⁵⁴ count as infinite.) The result does not depend on the number of
     threads. NaN and infinity come through as such.
     """
-    return math.sqrt(sum(_sum_of_squares(x) for x in arrays))
+    return math.sqrt(sum(sum_of_squares(x) for x in arrays))
 
 
-def _sum_of_squares(x) -> float:
+def sum_of_squares(x) -> float:
+    """Σ x² over all elements, in float64."""
     xp, flat, length = array_module(x), x.reshape(-1), block_length(array_module(x))
     starts = range(0, flat.size, length)
     sums = xp.zeros(len(starts), xp.float64)
 
     def work(number, start):
         block = flat[start : start + length].astype(xp.float64)
-        block *= block
-        sums[number] = block.sum()
+        sums[number] = block @ block
 
     for_each(xp, list(enumerate(starts)), work)
     return float(sums.sum())

@@ -1,7 +1,8 @@
 """All trainable parameters side by side in one flat array, and their gradients in another.
 
-A transformer has hundreds of parameters, most of them small. Laid end to end they are one array: zeroing the gradients, their norm
-and the optimizer's update become a few array calls for the whole model, and each `p.data` and `p.grad` is a view into its stretch.
+A transformer has hundreds of parameters, most of them small. Laid end to end they are one array: the gradient's norm and the
+optimizer's update become a few array calls for the whole model. Each `p.data` is a view into its stretch, and each `p.buffer` one of the
+gradients', where backward() writes.
 
     flat.data   | decayed: matrices … | not decayed: vectors … |
     flat.grad   | the same order                               |
@@ -43,10 +44,10 @@ class FlatParameters:
 
     named_parameters : (name, Tensor) pairs, all float32 or all float64, all on one device. Each Tensor appears once.
 
-    From here on `p.data` and `p.grad` are views: write into them (`p.grad[...] = value`), do not replace them. Gradients start at 0
-    (or at what `p.grad` held) instead of None, and backward() adds into them.
+    From here on `p.data` is a view: write into it, do not replace it. backward() writes a parameter's first gradient into its stretch
+    of `grad` and adds the others to it, so that nothing has to be set to 0 before.
 
-    Attributes: `data`, `grad` (flat arrays), `decayed` (how many elements, from the front, decay), `tensors` {name: Tensor} in flat
+    Attributes: `data`, `grad` (flat arrays; a stretch without gradient is 0), `decayed` (how many elements, from the front, decay), `tensors` {name: Tensor} in flat
     order, and `blocks`, the (slice, decays) pairs that an update goes through.
 
     Raises ValueError where nothing is trainable, for a repeated name or Tensor, and for mixed or 16-bit dtypes.
@@ -61,15 +62,18 @@ class FlatParameters:
         first = trainable[0][1].data
         xp = array_module(first)
         self.data = xp.empty(sum(p.size for p in self.tensors.values()), first.dtype)
-        self.grad = xp.zeros_like(self.data)
-        self._values, self._gradients = self.views(self.data), self.views(self.grad)
-        for name, p in self.tensors.items():
-            self._values[name][...] = p.data
-            if p.grad is not None:
-                self._gradients[name][...] = p.grad
-            p.data, p.grad = self._values[name], self._gradients[name]
+        for name, view in self.views(self.data).items():
+            view[...] = self.tensors[name].data
+        self.use(self.data, xp.empty_like(self.data))
         length = block_length(xp)
         self.blocks = _blocks(0, self.decayed, length, True) + _blocks(self.decayed, self.data.size, length, False)
+
+    def use(self, data, grad) -> None:
+        """Let these flat arrays hold the values and the gradients from here on."""
+        self.data, self._grad = data, grad
+        self._values, gradients = self.views(data), self.views(grad)
+        for name, p in self.tensors.items():
+            p.data, p.buffer = self._values[name], gradients[name]
 
     def views(self, flat) -> dict:
         """A flat array in the order of the parameters as {name: view of the parameter's shape}."""
@@ -79,10 +83,28 @@ class FlatParameters:
             start += p.size
         return views
 
+    @property
+    def grad(self):
+        """All gradients as one flat array: what backward() wrote there, what a user set as `p.grad`, 0 for a parameter that got none.
+
+        From then on `p.grad` is the parameter's stretch of it, also where it was None. Change it in place: `flat.grad[...] *= 0.5`.
+
+        Raises ValueError for a gradient of another shape than its parameter's.
+        """
+        for name, p in self.tensors.items():
+            if p.grad is p.buffer:
+                continue
+            if p.grad is not None and p.grad.shape != p.shape:
+                raise ValueError(f"parameter {name!r} has the shape {p.shape}, its gradient {p.grad.shape}")
+            p.buffer[...] = 0 if p.grad is None else p.grad
+            p.grad = p.buffer
+        return self._grad
+
     def zero_grad(self) -> None:
-        """Set every gradient to 0, in place."""
+        """Forget every gradient."""
         self.check_attached()
-        self.grad.fill(0)
+        for p in self.tensors.values():
+            p.grad = None
 
     def check_attached(self) -> None:
         """Raise RuntimeError where a parameter no longer reads and writes the flat arrays: its update would be lost."""
@@ -91,11 +113,6 @@ class FlatParameters:
                 raise RuntimeError(
                     f"parameter {name!r}: .data was replaced after the optimizer was made, which works on a view: "
                     "write p.data[...] = value, or make the optimizer afterwards (and only one for a model)"
-                )
-            if p.grad is not self._gradients[name]:
-                raise RuntimeError(
-                    f"parameter {name!r}: .grad was replaced after the optimizer was made, which works on a view: "
-                    "write p.grad[...] = value, and clear gradients with the optimizer's zero_grad()"
                 )
             if not p.requires_grad:
                 raise RuntimeError(f"parameter {name!r} was frozen after the optimizer was made: make a new optimizer")

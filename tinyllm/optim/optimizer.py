@@ -25,7 +25,7 @@ class Optimizer(ABC):
         self.state = {name: xp.zeros_like(self.flat.data) for name in state_names}
 
     def zero_grad(self) -> None:
-        """Set every gradient to 0, in place."""
+        """Forget every gradient: backward() then starts from 0."""
         self.flat.zero_grad()
 
     def step(self, lr: float, grad_scale: float = 1.0) -> None:
@@ -39,13 +39,14 @@ class Optimizer(ABC):
         if not (0 <= lr < math.inf and 0 <= grad_scale < math.inf):
             raise ValueError(f"an update needs a finite lr and grad_scale ≥ 0, got lr {lr} and grad_scale {grad_scale}")
         self.flat.check_attached()
+        grad = self.flat.grad
         self.steps += 1
-        for_each(array_module(self.flat.data), self.flat.blocks, lambda block, decays: self._update(block, decays, lr, grad_scale))
+        for_each(array_module(grad), self.flat.blocks, lambda block, decays: self._update(block, grad[block], decays, lr, grad_scale))
         self.flat.mark_changed()
 
     @abstractmethod
-    def _update(self, block: slice, decays: bool, lr: float, grad_scale: float) -> None:
-        """Update one block of `flat.data` and of the state in place; `steps` already counts this update."""
+    def _update(self, block: slice, g, decays: bool, lr: float, grad_scale: float) -> None:
+        """Update one block of `flat.data` and of the state in place, from its gradients g; `steps` already counts this update."""
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """{"exp_avg.NAME": array of the parameter's shape, …, "step": 0-d integer}: readable, whatever the order in the flat buffer.

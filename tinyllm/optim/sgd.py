@@ -36,10 +36,10 @@ class SGD(Optimizer):
         super().__init__(named_parameters, ("momentum",) if momentum else ())
         self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
 
-    def _update(self, block: slice, decays: bool, lr: float, grad_scale: float) -> None:
+    def _update(self, block: slice, g, decays: bool, lr: float, grad_scale: float) -> None:
         """`sgd` in place."""
         p = self.flat.data[block]
-        g = grad_scale * self.flat.grad[block]
+        g = grad_scale * g
         if decays:
             g += self.weight_decay * p
         if not self.momentum:
