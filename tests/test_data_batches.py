@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tinyllm.data import IGNORE, Epochs, RandomWindows, open_shard, validation_batches, write_shard
+from tinyllm.data import IGNORE, Batch, Epochs, RandomWindows, open_shard, validation_batches, write_shard
 
 
 @pytest.fixture
@@ -89,3 +89,19 @@ def test_documents_are_numbered_within_the_row():
     for kind in (RandomWindows, Epochs):
         documents = kind(tokens, 4, 50, seed=0, end_of_text=0).batch(0).documents
         assert documents.shape == (50, 4)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 7, 12, 65])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
+def test_parts_are_all_rows_once_in_order_and_even(rows, count):
+    ids = np.arange(rows * 4).reshape(rows, 4)
+    targets = np.where(ids % 3 == 0, IGNORE, ids)
+    whole = Batch(ids, targets, ids // 2)
+    parts = [whole.part(number, count) for number in range(count)]
+    assert len(whole) == rows == sum(len(part) for part in parts)
+    for name in ("ids", "targets", "documents"):
+        assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
+    assert max(len(part) for part in parts) - min(len(part) for part in parts) <= 1
+    assert sum(part.weight for part in parts) == whole.weight
+    assert all(np.shares_memory(part.ids, ids) for part in parts if len(part))  # views: a part costs nothing
+    assert Batch(ids, targets).part(0, count).documents is None

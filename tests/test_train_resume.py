@@ -1,4 +1,5 @@
 """A run that is killed or interrupted at any moment, and resumed, ends with the same bits as one that was left alone."""
+import functools
 import os
 import shutil
 import signal
@@ -81,7 +82,10 @@ def test_sigkill_at_every_step_and_every_fsync_of_a_checkpoint(tmp_path, referen
 def test_signals_save_and_say_how_to_go_on(tmp_path, reference, kind):
     options = "--steps 300 --eval-every 150 --seed 2".split()
     command = [sys.executable, "-m", "tinyllm", *arguments(tmp_path, *options)]
-    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = functools.partial(signal.signal, kind, signal.SIG_DFL)  # the tests themselves may run where it is ignored
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    )
     log, run = tmp_path / "run" / "log.jsonl", tmp_path / "run"
     while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < 10):
         time.sleep(0.002)

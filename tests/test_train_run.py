@@ -14,6 +14,7 @@ from tinyllm.cli.main import main
 from tinyllm.data import open_shard
 from tinyllm.nn import Transformer
 from tinyllm.nn.describe import describe
+from tinyllm.processes import ProcessGroup
 from tinyllm.threads import available_cores
 from tinyllm.tokenizer import load_tokenizer
 from tinyllm.train import pretrain
@@ -255,6 +256,8 @@ def test_plan_for_a_given_time(monkeypatch, settings, seconds):
     data = SimpleNamespace(val=range(600) if val else None)
 
     class Clockwork:
+        step, team = 0, SimpleNamespace(size_for=lambda batches: 1, group=ProcessGroup())
+
         def __init__(self, *args): pass
 
         def gradients(self, batches):

@@ -56,6 +56,7 @@ class _Crew:
 
 
 _crew: _Crew | None = None
+_count: int | None = None  # of threads, as soon as it was set or asked for
 
 
 def available_cores() -> int:
@@ -74,21 +75,22 @@ def threads(count: int | None = None) -> int:
 
     Raises ValueError for less than 1.
     """
-    global _crew
+    global _crew, _count
     if count is not None:
         if count < 1:
             raise ValueError(f"threads must be at least 1, got {count}")
         if _crew is not None and _crew.count != count:
             _crew.dismiss()
             _crew = None
-        _crew = _crew or _Crew(count)
+        _count = count
     if _crew is None:
-        _crew = _Crew(available_cores())
-    return _crew.count
+        _count = _count or available_cores()
+        _crew = _Crew(_count)
+    return _count
 
 
 def _forget_crew():
-    """A forked child has none of its parent's threads: it makes its own when it needs them."""
+    """A forked child has none of its parent's threads: it makes as many of its own when it needs them."""
     global _crew
     _crew = None
 
@@ -106,6 +108,9 @@ def parts(length: int, at_least: int = 1) -> list[slice]:
 
 def parallel(work: Callable[[slice, int], None], length: int, at_least: int = 1) -> None:
     """work(part, number) for each of `parts(length, at_least)`, side by side. A call from inside another runs in place, in order."""
+    if threads() == 1:
+        work(slice(0, length), 0)
+        return
     slices = parts(length, at_least)
     if len(slices) == 1 or not _crew.busy.acquire(blocking=False):
         for number, part in enumerate(slices):

@@ -31,6 +31,14 @@ class Batch:
         """How many targets count. Losses of several batches are averaged with these weights."""
         return int(np.count_nonzero(self.targets != IGNORE))
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def part(self, number: int, count: int) -> "Batch":
+        """The rows that are left to one of `count` workers: neighbouring ones, as evenly shared out as can be."""
+        rows = slice(len(self) * number // count, len(self) * (number + 1) // count)
+        return Batch(self.ids[rows], self.targets[rows], None if self.documents is None else self.documents[rows])
+
 
 class RandomWindows:
     """Windows that start at random places, all equally likely: some tokens are seen twice before others are seen at all.

@@ -19,6 +19,7 @@ class StopRequest:
 def stop_on_signal() -> Iterator[StopRequest]:
     """Inside this block the first SIGINT, SIGTERM or SIGHUP only sets the request; a second one ends the process as usual.
 
+    What whoever started the process had it ignore stays ignored: SIGHUP under nohup, Ctrl-C for what a script runs in the background.
     Signals belong to the main thread; in any other the request simply never comes.
     """
     request = StopRequest()
@@ -33,7 +34,8 @@ def stop_on_signal() -> Iterator[StopRequest]:
             signal.signal(kind, handler)
 
     for kind in (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])):
-        before[kind] = signal.signal(kind, handle)
+        if signal.getsignal(kind) is not signal.SIG_IGN:
+            before[kind] = signal.signal(kind, handle)
     try:
         yield request
     finally:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from tinyllm.nn import Module
 from tinyllm.tensor import no_grad
-from tinyllm.threads import single_threaded_blas
 from tinyllm.train.config import TrainConfig
 from tinyllm.train.interrupt import StopRequest
+from tinyllm.train.parallel import DataParallel, Team
 from tinyllm.train.store import Store
 from tinyllm.train.trainer import Diverged, LossFunction, Trainer, silent
 
@@ -54,29 +54,34 @@ def train(
     outcome = Outcome(trainer, 0.0, False)
     if store is not None:
         store.restore(outcome)
-    with single_threaded_blas():  # our threads share the products out; BLAS threads beside them would only fight for the cores
-        _go_through(outcome, batches, validation, store, observers, stop)
+    if trainer.step == config.steps:  # restored after the last step: no batch to ask for, no process to start
+        return outcome
+
+    def evaluation():
+        return mean_loss(model, loss_fn, validation(), trainer.team)
+
+    with DataParallel(trainer, batches, evaluation) as parallel:
+        _go_through(outcome, parallel, validation is not None, store, observers, stop)
     return outcome
 
 
-def _go_through(outcome, batches, validation, store, observers, stop) -> None:
+def _go_through(outcome, parallel, validate, store, observers, stop) -> None:
     trainer = outcome.trainer
     config = trainer.config
     started = time.perf_counter() - outcome.seconds
     tell = _teller(observers, lambda: time.perf_counter() - started)
-    if trainer.step == 0 and validation is not None:
-        _evaluate(outcome, validation, tell)
+    if trainer.step == 0 and validate:
+        _evaluate(outcome, parallel, tell)
     while trainer.step < config.steps:
-        micro = batches(trainer.step)
         begin = time.perf_counter()
-        record = trainer.update(micro)
-        weight = sum(batch.weight for batch in micro)
-        outcome.tokens += weight
-        tell(record | dict(tokens=outcome.tokens, tokens_per_second=weight / (time.perf_counter() - begin)))
+        record = parallel.update()
+        speed = record["tokens"] / (time.perf_counter() - begin)
+        outcome.tokens += record["tokens"]
+        tell(record | dict(tokens=outcome.tokens, tokens_per_second=speed))
         last = trainer.step == config.steps
         improved = False
-        if validation is not None and (last or trainer.step % config.eval_every == 0):
-            improved = _evaluate(outcome, validation, tell)
+        if validate and (last or trainer.step % config.eval_every == 0):
+            improved = _evaluate(outcome, parallel, tell)
         outcome.seconds = time.perf_counter() - started
         outcome.interrupted = stop is not None and bool(stop) and not last
         if store is not None and (last or improved or outcome.interrupted or trainer.step % config.checkpoint_every == 0):
@@ -87,22 +92,26 @@ def _go_through(outcome, batches, validation, store, observers, stop) -> None:
 
 
 @silent
-def mean_loss(model: Module, loss_fn: LossFunction, batches: Iterable) -> float:
-    """The loss averaged over all targets of the batches, without recording gradients. Raises Diverged where it is not finite."""
+def mean_loss(model: Module, loss_fn: LossFunction, batches: Iterable, team: Team | None = None) -> float:
+    """The loss averaged over all targets of the batches, without recording gradients. Raises Diverged where it is not finite.
+
+    team : who share the batches; each of them calls this and gets the same.
+    """
     total = weight = 0
     with no_grad():
-        for batch in batches:
+        for batch in batches if team is None else team.share(batches):
             total += loss_fn(model, batch, None).item() * batch.weight
             weight += batch.weight
+    if team is not None:
+        total, weight = team.group.sum(total, weight)
     if not math.isfinite(total):
         raise Diverged(f"training diverged: the loss of an evaluation is {total / weight:.4g}. Try a lower --lr, or a longer --warmup")
     return total / max(weight, 1)
 
 
-def _evaluate(outcome: Outcome, validation: Callable[[], Iterable], tell: Observer) -> bool:
+def _evaluate(outcome: Outcome, parallel: DataParallel, tell: Observer) -> bool:
     """Whether the loss is the best so far."""
-    trainer = outcome.trainer
-    loss = mean_loss(trainer.model, trainer.loss_fn, validation())
+    trainer, loss = outcome.trainer, parallel.evaluate()
     improved = outcome.best_val_loss is None or loss < outcome.best_val_loss
     if improved:
         outcome.best_val_loss = loss

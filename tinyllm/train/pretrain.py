@@ -26,6 +26,7 @@ from tinyllm.tokenizer import CharTokenizer, Tokenizer, load_tokenizer, train_bp
 from tinyllm.train.config import VOCAB_SIZE, DataConfig, RunConfig, TrainConfig
 from tinyllm.train.interrupt import stop_on_signal
 from tinyllm.train.loop import Outcome, mean_loss, train
+from tinyllm.train.parallel import DataParallel
 from tinyllm.train.run import Log, Run
 from tinyllm.train.store import Store
 from tinyllm.train.summary import write_summary
@@ -125,12 +126,12 @@ def timed(model, batches, config: RunConfig, data: PreparedData, seconds: float)
     The plan is made once, before the first update, so that everything after it is a pure function of the step number.
     """
     c = config.train
-    trial = Trainer(model, next_token_loss(c), c)
     began, times = time.perf_counter(), []
-    while len(times) < 3 or (time.perf_counter() - began < seconds / 30 and len(times) < 20):
-        start = time.perf_counter()
-        trial.gradients(batches(0))
-        times.append(time.perf_counter() - start)
+    with DataParallel(Trainer(model, next_token_loss(c), c), batches) as trial:
+        while len(times) < 3 or (time.perf_counter() - began < seconds / 30 and len(times) < 20):
+            start = time.perf_counter()
+            trial.gradients()
+            times.append(time.perf_counter() - start)
     step = sorted(times)[len(times) // 2] * 1.05  # the update itself, and the log, come on top
     forward = step / (3 * c.accumulate)  # a third of a micro-batch's step
     whole = -(-len(data.val) // (c.batch * config.model.context)) * forward if data.val else 0.0  # the evaluation at the very end

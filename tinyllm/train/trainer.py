@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from tinyllm.anomaly import detect_anomaly
 from tinyllm.backend import random_stream
 from tinyllm.nn import Module
 from tinyllm.optim import AdamW, LossScaler, OutlierDetector, clip_factor, global_norm, learning_rate
-from tinyllm.tensor import Tensor, detect_anomaly
+from tinyllm.tensor import Tensor
 from tinyllm.train.config import TrainConfig
+from tinyllm.train.parallel import Team
 
 LossFunction = Callable[..., Tensor]  # loss_fn(model, batch, rng) -> mean loss over the batch's `weight` targets
 silent = np.errstate(all="ignore")  # what overflows is found in the loss and the gradient's norm: no warning per array before it
@@ -31,6 +33,7 @@ class Trainer:
     def __init__(self, model: Module, loss_fn: LossFunction, config: TrainConfig, precision: str = "fp32"):
         self.model, self.loss_fn, self.config = model, loss_fn, config
         self.optimizer = AdamW(model.named_parameters(), beta1=config.beta1, beta2=config.beta2, weight_decay=config.weight_decay)
+        self.team = Team(self.optimizer)
         self.scaler = LossScaler.for_precision(precision)
         self.precision = precision
         self.outliers = {name: OutlierDetector(z=config.skip_outliers) for name in ("loss", "norm")} if config.skip_outliers else {}
@@ -44,7 +47,7 @@ class Trainer:
         lr = learning_rate(
             self.step, steps=config.steps, lr=config.lr, min_lr=config.min_lr, warmup=config.warmup, schedule=config.schedule
         )
-        record = dict(event="step", step=self.step + 1, loss=loss, lr=lr, grad_norm=norm)
+        record = dict(event="step", step=self.step + 1, loss=loss, lr=lr, grad_norm=norm, tokens=sum(batch.weight for batch in batches))
         if self.precision == "fp16":
             record["loss_scale"] = scale
         finite = math.isfinite(loss) and math.isfinite(norm)
@@ -58,19 +61,32 @@ class Trainer:
             record.update(skipped="outlier")
         else:
             self.optimizer.step(lr, (clip_factor(norm, config.clip) if config.clip else 1.0) / scale)
+            self.team.group.sum()  # all blocks are updated
         self.step += 1
         return record
 
     def gradients(self, batches: Sequence) -> tuple[float, float]:
-        """Leave the (scaled) gradient of the step's mean loss in the parameters; that loss, and the unscaled gradient's norm."""
+        """Leave the (scaled) gradient of the step's mean loss in the parameters (in a team each member has that of its blocks).
+
+        Returns that loss, and the unscaled gradient's norm.
+        """
+        (loss,) = self.team.group.sum(self._backward(batches, self.team.group.rank))
+        return loss, self.team.norm() / self.scaler.scale
+
+    def _backward(self, batches, rank: int) -> float:
+        """The gradient and the loss of a member's rows."""
         self.optimizer.zero_grad()
         weights = [batch.weight for batch in batches]
         total, mean = max(sum(weights), 1), 0.0
-        for i, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
-            loss = self.loss_fn(self.model, batch, random_stream(self.config.seed, f"dropout {i}", self.step))
-            loss.backward(self.scaler.scale * weight / total)
-            mean += loss.item() * weight / total
-        return mean, global_norm(self.optimizer.flat.grad) / self.scaler.scale
+        for i, batch in enumerate(batches):
+            rows = self.team.part(batch, rank)
+            if rows.weight or self.team.alone:
+                share = rows.weight / total
+                purpose = f"dropout {i}" if self.team.alone else f"dropout {i}, rank {rank}"
+                loss = self.loss_fn(self.model, rows, random_stream(self.config.seed, purpose, self.step))
+                loss.backward(self.scaler.scale * share)
+                mean += loss.item() * share
+        return mean
 
     def _is_outlier(self, loss: float, norm: float) -> bool:
         values = dict(loss=loss, norm=norm)
@@ -89,7 +105,8 @@ class Trainer:
                 return f"the weights {name!r} hold NaN or infinity"
         try:
             with detect_anomaly():
-                self.gradients(batches)
+                for rank in range(self.team.group.size):  # the fault may lie in anybody's rows
+                    self._backward(batches, rank)
         except FloatingPointError as error:
             return str(error)
         return "every op was finite when the step was repeated"
