@@ -9,15 +9,17 @@ import pytest
 import tinyllm.kernels.cpu
 from tinyllm import ops
 from tinyllm.gradcheck import gradcheck
-from tinyllm.kernels import KERNELS, plain_ops
+from tinyllm.kernels import KERNELS, MODULES, plain_ops
 from tinyllm.nn import Transformer, TransformerConfig
+from tinyllm.nn.transformer import Block
 from tinyllm.ops.cases import CASES
-from tinyllm.tensor import OPS, Tensor, no_grad
+from tinyllm.tensor import OPS, Into, Tensor, no_grad
 from tinyllm.threads import parallel, threads
 
 RANDOM = np.random.default_rng(0)
 N = RANDOM.standard_normal
 LARGE = {  # odd sizes over several blocks and parts
+    "embedding": [((N((70, 9)), RANDOM.integers(0, 70, (3, 100))), {}), ((N((7, 9)), np.zeros((2, 0), int)), {})],
     "linear": [((N((3, 257, 129)), N((65, 129)), N(65)), {}), ((N((5, 300)), N((4097, 300))), {}), ((N((2, 400, 33)), N((70, 33))), {})],
     "gelu_tanh": [((N((3, 257, 129)) * 3,), {}), ((N((40000, 1)),), {})],
     "swiglu": [((N((3, 257, 129)) * 3, N((3, 257, 129))), {})],
@@ -44,17 +46,19 @@ def both(name, arrays, settings, dy=None):
         gradients = backward(dy)
         gradients = gradients if isinstance(gradients, tuple) else (gradients,)
         gradients = [g() if callable(g) else g for g, _ in zip(gradients, arrays, strict=False)]
+        gradients = [g.array(np, x.shape, x.dtype) if isinstance(g, Into) else g for g, x in zip(gradients, arrays, strict=True)]
         results.append([y, *(g for g, x in zip(gradients, arrays, strict=True) if x is not None and x.dtype.kind == "f" and g is not None)])
     return results
 
 
 def error(ours, theirs):
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
-    return np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-300)
+    return float(np.abs(ours - theirs).max(initial=0)) / max(float(np.abs(theirs).max(initial=0)), 1e-300)
 
 
-def test_every_kernel_has_large_cases():
+def test_every_kernel_has_its_tests():
     assert KERNELS.keys() == LARGE.keys()
+    assert MODULES.keys() == {(Block, "forward"), (Transformer, "stack")}  # test_kernels_block.py, test_kernels_decode.py
 
 
 @pytest.mark.parametrize("name, number", [(name, i) for name, cases in LARGE.items() for i in range(len(cases))])

@@ -9,13 +9,16 @@ from tinyllm.generate.samplers import (
     FILTERS,
     SAMPLERS,
     adjust,
+    choose,
     draw,
     frequency_penalty,
     greedy,
     log_probabilities,
+    log_probability,
     min_p,
     presence_penalty,
     probabilities,
+    ranked,
     repetition_penalty,
     temperature,
     top_k,
@@ -162,6 +165,49 @@ def test_log_probabilities():
     logits = np.array([[1000.0, 1001.0, -INF], [0, 0, 0]])
     expected = [[-math.log(1 + math.e), 1 - math.log(1 + math.e), -INF], [-math.log(3)] * 3]
     np.testing.assert_allclose(log_probabilities(logits), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("float64", 1e-13)])
+def test_log_probability_of_one_id(dtype, tolerance):
+    logits = np.random.default_rng(9).normal(0, 4, (5, 3000)).astype(dtype)
+    logits[0, :7], logits[1] = -INF, logits[1] + 1000
+    ids = np.array([0, 5, 2999, 17, logits[4].argmax()])
+    found = log_probability(logits, ids)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, log_probabilities(logits)[np.arange(5), ids], rtol=tolerance)
+
+
+@pytest.mark.parametrize("size, distinct", [(1, 1), (10, 3), (500, 500), (500, 20), (5000, 5000), (5000, 2)])
+def test_ranking_the_first_is_the_beginning_of_ranking_all(size, distinct):
+    keys = np.random.default_rng(size).integers(0, distinct, size) / 7
+    keys[: size // 5] = INF
+    everything = keys.argsort(kind="stable")
+    for count in (1, 2, 63, 64, size - 1, size, 3 * size):
+        if count:
+            found = ranked(keys, count)
+            assert len(found) >= min(count, size) and np.array_equal(found, everything[: len(found)])
+
+
+@pytest.mark.parametrize("mass", [0, 1e-9, 0.3, 0.9, 0.999999, np.nextafter(1, 0)])
+@pytest.mark.parametrize("spread", [0, 0.01, 1, 10])
+def test_a_nucleus_of_a_large_vocabulary(mass, spread):
+    """Found among the first few or among all: what ranking everything gives."""
+    logits = np.random.default_rng(2).normal(0, 1, (3, 9000)).round(3) * spread
+    for row, kept in zip(logits, np.isfinite(top_p(logits, mass)), strict=True):
+        order = (-row).argsort(kind="stable")
+        gathered = probabilities(row[None])[0][order].cumsum()
+        assert sorted(np.flatnonzero(kept)) == sorted(order[: 1 + (gathered[:-1] < mass).sum()])
+
+
+@pytest.mark.parametrize("options", [
+    dict(temperature=0), dict(temperature=0, top_k=3, top_p=0.5, min_p=0.2, typical=0.3), dict(temperature=0, presence_penalty=1.0),
+    dict(temperature=0, repetition_penalty=1.3), dict(temperature=0, frequency_penalty=-2.0), dict(temperature=0.9, top_p=0.8), dict(temperature=1),
+], ids=str)  # fmt: skip
+def test_choose_is_draw_of_adjust(options):
+    rng = np.random.default_rng(8)
+    logits, seen = rng.normal(0, 2, (40, 30)).round(1), rng.integers(0, 3, (40, 30))  # rounded: with ties
+    config, uniform = SamplingConfig(**options), rng.random(40)
+    assert np.array_equal(choose(logits, config, seen, seen, uniform), draw(adjust(logits, config, seen, seen), uniform))
 
 
 def test_greedy_takes_the_lowest_of_equal_ids():

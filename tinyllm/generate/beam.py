@@ -6,7 +6,7 @@ import numpy as np
 
 from tinyllm.backend import to_numpy
 from tinyllm.generate.decode import with_beginning
-from tinyllm.generate.samplers import log_probabilities
+from tinyllm.generate.samplers import log_probabilities, ranked
 from tinyllm.generate.settings import SamplingConfig
 from tinyllm.generate.window import Window
 
@@ -44,7 +44,7 @@ def beam_search(model, prompt: Sequence[int], config: SamplingConfig, *, end_of_
         growing = [beam for beam in beams if not beam.ended]
         candidates = [(beam, None) for beam in beams if beam.ended]
         for parent, (beam, log_p) in enumerate(zip(growing, to_numpy(log_probabilities(window.logits())), strict=True)):
-            for token in (-log_p).argsort(kind="stable")[: config.beams].tolist():
+            for token in ranked(-log_p, config.beams)[: config.beams].tolist():
                 candidates.append((_extended(beam, token, float(log_p[token]), config, end_of_text, bool(window.rolled[parent])), parent))
         candidates = sorted(candidates, key=lambda candidate: -candidate[0].score)[: config.beams]
         beams = [beam for beam, _ in candidates]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyllm.backend import array_module, random_stream, to_numpy
-from tinyllm.generate.samplers import adjust, draw, log_probabilities
+from tinyllm.generate.samplers import adjust, choose, draw, log_probability, penalises
 from tinyllm.generate.settings import SamplingConfig
 from tinyllm.generate.window import Window, context_of, kept_context
 from tinyllm.tensor import no_grad
@@ -71,7 +71,7 @@ class Decoding:
         self.live = np.arange(len(prompts))  # the rows that still grow, in the order of the window's
         self.finished = np.zeros(len(prompts), dtype=bool)
         self.rolled = self.finished.copy()
-        self.prompts, self.seen, self.drawn = prompts, None, None
+        self.prompts, self.counts, self.seen, self.drawn = prompts, penalises(config), None, None
 
     def step(self) -> Step:
         """Draw the next token of every text that has not ended; there must be one."""
@@ -90,14 +90,14 @@ class Decoding:
 
     def _draw(self):
         logits = self.window.logits()
-        xp = array_module(logits)
-        if self.seen is None:
-            self.seen, self.drawn = count(_table(self.prompts), logits), xp.zeros(logits.shape, dtype=int)
-        chosen = draw(adjust(logits, self.config, self.seen, self.drawn), [self.streams[row].random() for row in self.live])
-        rows = xp.arange(len(logits))
-        log_p = to_numpy(log_probabilities(logits)[rows, chosen])
-        self.seen[rows, chosen] += 1
-        self.drawn[rows, chosen] += 1
+        if self.seen is None and self.counts:
+            self.seen, self.drawn = count(_table(self.prompts), logits), array_module(logits).zeros(logits.shape, dtype=int)
+        chosen = choose(logits, self.config, self.seen, self.drawn, [self.streams[row].random() for row in self.live])
+        log_p = to_numpy(log_probability(logits, chosen))
+        if self.counts:
+            rows = array_module(logits).arange(len(logits))
+            self.seen[rows, chosen] += 1
+            self.drawn[rows, chosen] += 1
         chosen = to_numpy(chosen)
         self.window.append(chosen)
         return chosen, log_p
@@ -105,7 +105,8 @@ class Decoding:
     def _keep(self, rows):
         self.live = self.live[rows]
         self.window.keep(rows)
-        self.seen, self.drawn = self.seen[rows], self.drawn[rows]
+        if self.counts:
+            self.seen, self.drawn = self.seen[rows], self.drawn[rows]
 
 
 def generate(model, prompts: Sequence[Sequence[int]], config: SamplingConfig, *, end_of_text: int | None = None,

@@ -4,7 +4,8 @@ Penalties lower the logits of tokens that the text has already. Filters remove t
 of them. What is left is drawn from by probability. With `p` we always mean softmax(logits), the -inf of earlier filters included,
 so filters combine: each one sees what the one before has left.
 
-Ranking. Where tokens are ranked, equal ones come by lowest id first, so that exactly k remain after top_k(logits, k).
+Ranking. Where tokens are ranked, equal ones come by lowest id first, so that exactly k remain after top_k(logits, k). Only the first
+ones are ever put in order (see `ranked`): sorting a large vocabulary takes longer than a small model takes to score it.
 Sums over the vocabulary are taken in float64: in float32, thousands of small probabilities would round away.
 """
 import math
@@ -23,6 +24,17 @@ def probabilities(logits):
 def log_probabilities(logits):
     """ln p, in float64; -inf where p = 0.     (B, V) -> (B, V)"""
     return log_softmax.array(logits.astype("float64"))[0]
+
+
+def log_probability(logits, ids):
+    """ln p of one id a row: x - max x - ln Σe^(x - max x).     (B, V), (B,) int -> (B,) float64
+
+    The powers are taken in the precision of the logits, whose own rounding weighs as much.
+    """
+    xp = array_module(logits)
+    top = logits.max(-1)
+    total = xp.exp(logits - top[:, None]).sum(-1, dtype="float64")
+    return (logits[xp.arange(len(logits)), ids] - top).astype("float64") - xp.log(total)
 
 
 # ---- penalties: (logits, strength, counts (B, V) int: how often each token occurs) ----
@@ -69,9 +81,7 @@ def temperature(logits, value):
 
 def top_k(logits, k):
     """Keep the k likeliest tokens; 0, or k ≥ V, keeps all. Source: Fan et al. 2018."""
-    if not 0 < k < logits.shape[-1]:
-        return logits
-    return _keep(logits, _ranking(logits), array_module(logits).arange(logits.shape[-1]) < k)
+    return _only(logits, [ranked(-row, k)[:k] for row in logits]) if 0 < k < logits.shape[-1] else logits
 
 
 def top_p(logits, mass):
@@ -79,7 +89,7 @@ def top_p(logits, mass):
 
     Source: Holtzman et al. 2020, section 3.1.
     """
-    return logits if mass >= 1 else _keep_mass(logits, _ranking(logits), mass)
+    return logits if mass >= 1 else _nucleus(logits, -logits, mass)
 
 
 def min_p(logits, share):
@@ -101,29 +111,45 @@ def typical(logits, mass):
     xp = array_module(logits)
     p, log_p = probabilities(logits), log_probabilities(logits)
     entropy = -(p * xp.where(p > 0, log_p, 0)).sum(-1, keepdims=True)
-    return _keep_mass(logits, xp.abs(-log_p - entropy).argsort(-1, kind="stable"), mass)
+    return _nucleus(logits, xp.abs(-log_p - entropy), mass)
 
 
-def _ranking(logits):
-    """The ids from likeliest to least likely.     (B, V) -> (B, V)"""
-    return (-logits).argsort(-1, kind="stable")
+def ranked(keys, count):
+    """The ids of the smallest keys in order, equal ones by lowest id: at least `count` of them, or all.     (V,) -> (n,) int
+
+    Only a few are put in order. Of the least keys of many chunks, take the count-th as a bound: `count` chunks have a key that is no
+    larger, so the `count` smallest keys of all are no larger either, and not many others.
+    """
+    xp = array_module(keys)
+    size = len(keys) // (4 * count)
+    if size < 2:
+        ids = xp.arange(len(keys))
+    else:
+        least = keys[: len(keys) // size * size].reshape(-1, size).min(-1)
+        ids = xp.flatnonzero(keys <= xp.partition(least, count - 1)[count - 1])
+    return ids[keys[ids].argsort(kind="stable")]
 
 
-def _keep_mass(logits, order, mass):
-    """Keep the fewest first ids of `order` that hold at least `mass`: those before which less than that is gathered, and the first."""
+def _nucleus(logits, keys, mass):
+    """Keep the fewest ids of the smallest keys that hold at least `mass`: those before which less than that is gathered, and the first."""
+    kept = []
+    for key, p in zip(keys, probabilities(logits), strict=True):
+        count = 64  # the mass is usually held by a few, which are cheap to find
+        ids = ranked(key, count)
+        while (gathered := p[ids].cumsum())[-1] < mass and len(ids) < len(key):
+            count *= 64
+            ids = ranked(key, count)
+        kept.append(ids[: 1 + int((gathered[:-1] < mass).sum())])
+    return _only(logits, kept)
+
+
+def _only(logits, kept):
+    """-inf for every id but those in kept[b]."""
     xp = array_module(logits)
-    gathered = xp.cumsum(xp.take_along_axis(probabilities(logits), order, -1), -1)
-    kept = xp.ones(logits.shape, dtype=bool)
-    kept[:, 1:] = gathered[:, :-1] < mass
-    return _keep(logits, order, kept)
-
-
-def _keep(logits, order, kept):
-    """-inf for every id order[b, i] where kept[b, i] is false."""
-    xp = array_module(logits)
-    keep = xp.empty(logits.shape, dtype=bool)
-    keep[xp.arange(len(logits))[:, None], order] = kept
-    return xp.where(keep, logits, -math.inf)
+    result = xp.full_like(logits, -math.inf)
+    for row, ids in enumerate(kept):
+        result[row, ids] = logits[row, ids]
+    return result
 
 
 # ---- the choice: (B, V) -> (B,) int ----
@@ -161,3 +187,18 @@ def adjust(logits, config, seen, drawn):
     for name, sampler in FILTERS.items():
         logits = sampler(logits, getattr(config, name))
     return logits
+
+
+def penalises(config) -> bool:
+    """Whether a SamplingConfig's penalties change anything; only then must tokens be counted."""
+    return (config.repetition_penalty, config.presence_penalty, config.frequency_penalty) != (1, 0, 0)
+
+
+def choose(logits, config, seen, drawn, uniform):
+    """draw(adjust(…)); greedy decoding without penalties needs no probabilities for that.     (B, V), …, (B,) -> (B,) int
+
+    seen, drawn : as in `adjust`; not looked at where nothing is penalised.
+    """
+    if config.temperature == 0 and not penalises(config):
+        return greedy(logits)
+    return draw(adjust(logits.astype("float64"), config, seen, drawn), uniform)

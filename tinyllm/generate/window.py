@@ -35,14 +35,14 @@ class Window:
         self.cache = None
 
     def logits(self):
-        """Scores of each text's next token, in float64.     -> (B, V)        Raises ValueError where a row is damaged."""
+        """Scores of each text's next token, in the model's precision.     -> (B, V)        Raises ValueError where a row is damaged."""
         if self.cache is not None and self.cache.length == self.size:
             self._make_room()
         ids = [text[-1:] for text in self.texts] if self.cache is not None else self._padded()
         weight = self.model.output_weight
         with no_grad():
             hidden = self.model.hidden(array_module(weight.data).asarray(ids), cache=self.cache)
-            logits = ops.linear(hidden[:, -1], weight).data.astype("float64")
+            logits = ops.linear(hidden.data[:, -1], weight).data
         if not array_module(logits).isfinite(logits.max(-1)).all():
             raise ValueError("the model's scores are not numbers (NaN): its weights are damaged; use an earlier checkpoint")
         return logits

@@ -18,13 +18,17 @@ class LayerCache:
         """
         if k.requires_grad or v.requires_grad:
             raise RuntimeError("a key/value cache carries no gradients: call the model with a cache under no_grad()")
-        new = k.shape[2]
-        if self.used + new > self.keys.shape[2]:
-            self._make_room(new)
-        start, self.used = self.used, self.used + new
+        start = self.reserve(k.shape[2])
         self.keys[:, :, start : self.used] = k.data
         self.values[:, :, start : self.used] = v.data
         return Tensor(self.keys[:, :, : self.used]), Tensor(self.values[:, :, : self.used]), start
+
+    def reserve(self, new: int) -> int:
+        """Make room for this many positions at the end, to be written by the caller; the first one's index."""
+        if self.used + new > self.keys.shape[2]:
+            self._make_room(new)
+        self.used += new
+        return self.used - new
 
     def _make_room(self, new):
         """Keep the newest window - 1 positions, the most that the next query can see, and drop the rest."""
@@ -33,7 +37,7 @@ class LayerCache:
         capacity = max(self.keys.shape[2], kept + new)
         for name in ("keys", "values"):
             old = getattr(self, name)
-            fresh = xp.zeros((*old.shape[:2], capacity, old.shape[3]), dtype=old.dtype)
+            fresh = xp.empty((*old.shape[:2], capacity, old.shape[3]), dtype=old.dtype)
             fresh[:, :, :kept] = old[:, :, self.used - kept : self.used]
             setattr(self, name, fresh)
         self.used = kept
@@ -54,8 +58,8 @@ class KVCache:
             raise ValueError(f"a key/value cache needs room for at least 1 position, got {capacity}")
         if left_padding is not None and (self.left_padding.shape != (batch,) or (self.left_padding < 0).any()):
             raise ValueError(f"left_padding is how many positions to hide in each of {batch} rows, got {left_padding}")
-        shape = (batch, kv_heads, capacity, head_width)
-        self.layers = [LayerCache(xp.zeros(shape, dtype=dtype), xp.zeros(shape, dtype=dtype), window) for _ in range(layers)]
+        room = xp.empty((layers, 2, batch, kv_heads, capacity, head_width), dtype=dtype)  # in one piece: the system hands it out in fewer pages
+        self.layers = [LayerCache(keys, values, window) for keys, values in room]
 
     def check_room(self, rows: int, new: int) -> None:
         """Raise ValueError unless `new` positions of this many rows can be added."""

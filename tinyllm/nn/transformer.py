@@ -9,7 +9,8 @@ from tinyllm.nn.config import TransformerConfig
 from tinyllm.nn.layers import NORMS, Embedding, Linear, storage
 from tinyllm.nn.mlp import MLPS
 from tinyllm.nn.module import Module
-from tinyllm.tensor import Tensor, checkpoint
+from tinyllm.recompute import checkpoint
+from tinyllm.tensor import Tensor
 
 
 class Block(Module):
@@ -87,13 +88,18 @@ class Transformer(Module):
         positions = self._positions(ids.shape[1], cache)
         x = self.stored(drop(self._embedded(ids, positions), self.config.dropout, rng))
         around = Surroundings(self._rotation(positions, xp, x.dtype), cache, documents, rng)
-        for i, block in enumerate(self.blocks):
-            if self.config.recompute:
-                x = checkpoint(lambda x, block=block, i=i: block(x, around, i), x, rng=rng)
-            else:
-                x = block(x, around, i)
+        x = self.stack(x, around)
         if cache is not None:
             cache.length += ids.shape[1]
+        return x
+
+    def stack(self, x: Tensor, around: Surroundings) -> Tensor:
+        """All blocks and the last norm.     (B, T, C) -> (B, T, C)"""
+        for i, block in enumerate(self.blocks):
+            if self.config.recompute:
+                x = checkpoint(lambda x, block=block, i=i: block(x, around, i), x, rng=around.rng)
+            else:
+                x = block(x, around, i)
         return x if self.norm is None else self.norm(x)
 
     def new_cache(self, batch: int, capacity: int | None = None, left_padding=None) -> KVCache:
