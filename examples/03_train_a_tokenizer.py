@@ -15,8 +15,9 @@ import inspect
 import time
 
 from tinyllm.tokenizer import GPT4, StreamDecoder, train_bpe
-from tinyllm.tokenizer.bpe import count_pairs, merge, tie_break, train_incremental, train_naive
+from tinyllm.tokenizer.bpe import count_pairs, merge, tie_break, train_naive
 from tinyllm.tokenizer.byte_level import count_pieces
+from tinyllm.tokenizer.learn import train_incremental
 from tinyllm.tokenizer.patterns import Splitter
 from tinyllm.tokenizer.show import ribbon, show_steps, visible
 

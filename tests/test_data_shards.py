@@ -20,6 +20,9 @@ class Bytes:
     def encode_ordinary(self, text):
         return list(text.encode())
 
+    def encode_ordinary_batch(self, texts):
+        return (np.array(self.encode_ordinary(text), np.uint32) for text in texts)
+
     def fingerprint(self):
         return HASH
 

@@ -10,8 +10,9 @@ import textwrap
 import pytest
 
 from tinyllm.tokenizer import GPT2, GPT4, BPETokenizer, CharTokenizer, StreamDecoder, load_tokenizer, train_bpe
-from tinyllm.tokenizer.bpe import count_pairs, encode_heap, encode_naive, merge, merge_steps, train_incremental, train_naive
+from tinyllm.tokenizer.bpe import count_pairs, encode_heap, encode_naive, merge, merge_steps, train_naive
 from tinyllm.tokenizer.byte_level import count_pieces
+from tinyllm.tokenizer.learn import train_incremental
 from tinyllm.tokenizer.patterns import Splitter
 
 REAL_TEXT = inspect.getsource(textwrap)

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from tinyllm.data.shards import Shard, open_shard, token_dtype, write_shard
 from tinyllm.data.split import split
 from tinyllm.data.text import Document
@@ -26,7 +28,7 @@ def prepare(documents: Iterable[Document], tokenizer: Tokenizer, folder: str | o
     training part does not end, it goes on in the validation part.
 
     Texts are encoded as ordinary text: a "<|endoftext|>" written in one is those 13 characters. All text is in memory, but the
-    tokens of only one document at a time. Shards already in the folder are replaced once the new ones are complete.
+    tokens of only one document, or of a few million characters of short ones, at a time. Shards already in the folder are replaced once the new ones are complete.
     """
     documents = [document for document in documents if document.text]
     train, val = split(documents, val_fraction, seed)
@@ -61,12 +63,11 @@ def open_prepared(folder: str | os.PathLike, tokenizer_hash: str) -> PreparedDat
     return PreparedData(train, val)
 
 
-def _encode(documents: list[Document], tokenizer: Tokenizer, end_of_text: int | None) -> Iterator[tuple[list[int], int]]:
-    for document in documents:
-        ids = tokenizer.encode_ordinary(document.text)
-        if end_of_text is not None:
-            ids.append(end_of_text)
-        yield ids, len(document.text.encode())
+def _encode(documents: list[Document], tokenizer: Tokenizer, end_of_text: int | None) -> Iterator[tuple[np.ndarray, int]]:
+    ending = np.array([] if end_of_text is None else [end_of_text], np.uint32)
+    encoded = tokenizer.encode_ordinary_batch(document.text for document in documents)
+    for document, ids in zip(documents, encoded, strict=True):
+        yield np.concatenate([ids, ending]), len(document.text.encode())
 
 
 def _install(staging: Path, folder: Path) -> None:

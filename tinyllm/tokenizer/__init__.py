@@ -1,9 +1,11 @@
 """Text to ids and back. Read in this order:
 
-    bpe.py         byte-pair encoding itself: learn merges from counted pieces, apply them to bytes; the definition, then the fast twin
+    bpe.py         byte-pair encoding itself: learn merges from counted pieces, apply them to bytes
     patterns.py    how text is cut into pieces first, so that no token spans two words
     base.py        what every tokenizer does: special tokens, decoding, saving, fingerprint
     byte_level.py  BPETokenizer and train_bpe: bpe.py and patterns.py put together, with a cache of pieces
+    learn.py, starts.py, pieces.py, merge_many.py, bulk.py
+                   the fast twins: learning merges, cutting, looking up and merging, by array operations over long texts
     characters.py  CharTokenizer: one id a character
     streaming.py   StreamDecoder: ids arrive one at a time, only whole characters leave
     files.py       load_tokenizer: one JSON file, checked

@@ -5,9 +5,12 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 END_OF_TEXT = "<|endoftext|>"
 VERSION = 1
@@ -24,6 +27,13 @@ def check_special(names: Iterable[str]) -> list[str]:
     if any(not isinstance(name, str) or not name for name in names) or len(set(names)) < len(names):
         raise ValueError(f"special tokens must be non-empty, distinct strings, got {names!r}")
     return names
+
+
+def check_texts(texts: Iterable[str]) -> Iterable[str]:
+    """The texts. ValueError for one string, which would pass for a list of its characters."""
+    if isinstance(texts, str):
+        raise ValueError("texts must be a list or iterator of texts, got one string: write [text]")
+    return texts
 
 
 class Tokenizer(ABC):
@@ -51,6 +61,22 @@ class Tokenizer(ABC):
         A special token in neither is encoded as the ordinary text it is made of.
         So text from a stranger can never smuggle in a special token: by default it is refused, with () it is harmless.
         """
+        ids: list[int] = []
+        for i, part in enumerate(self._parts(text, allowed_special, disallowed_special)):
+            ids += [self.special_tokens[part]] if i % 2 else self.encode_ordinary(part)
+        return ids
+
+    def encode_to_numpy(self, text: str, allowed_special: Literal["all"] | Collection[str] = frozenset(),
+                        disallowed_special: Literal["all"] | Collection[str] = "all") -> np.ndarray:
+        """The ids of encode as an array: faster for long text, and a tenth of the memory.     (n,) uint32"""
+        parts = self._parts(text, allowed_special, disallowed_special)
+        special = (np.array([self.special_tokens[name]], np.uint32) for name in parts[1::2])
+        arrays = zip_longest(self.encode_ordinary_batch(parts[::2]), special, fillvalue=np.zeros(0, np.uint32))
+        return np.concatenate([array for pair in arrays for array in pair])
+
+    def _parts(self, text: str, allowed_special: Literal["all"] | Collection[str],
+               disallowed_special: Literal["all"] | Collection[str]) -> list[str]:
+        """Ordinary text and allowed special tokens in turn. ValueError as in encode."""
         allowed = self._chosen(allowed_special, "allowed_special")
         if unknown := allowed - set(self.special_tokens):
             known = ", ".join(self.special_tokens) or "none"
@@ -62,12 +88,7 @@ class Tokenizer(ABC):
             raise ValueError(
                 f"the text contains the special token {found[0]!r} at position {found.start()}: pass allowed_special={{{found[0]!r}}} "
                 "to encode it as that token, or disallowed_special=() to encode it as ordinary text")
-        if not allowed:
-            return self.encode_ordinary(text)
-        ids: list[int] = []
-        for i, part in enumerate(special_pattern(allowed).split(text)):
-            ids += [self.special_tokens[part]] if i % 2 else self.encode_ordinary(part)
-        return ids
+        return special_pattern(allowed).split(text) if allowed else [text]
 
     def _chosen(self, choice: Literal["all"] | Collection[str], argument: str) -> set[str]:
         if choice == "all":
@@ -79,6 +100,11 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode_ordinary(self, text: str) -> list[int]:
         """Ids of text, special tokens taken as ordinary text."""
+
+    def encode_ordinary_batch(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """The ids of encode_ordinary of each text in order, as arrays; texts are taken as they are needed.     (n,) uint32 each"""
+        for text in check_texts(texts):
+            yield np.array(self.encode_ordinary(text), np.uint32)
 
     # ---- ids -> text ----
 

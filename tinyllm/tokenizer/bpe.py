@@ -11,12 +11,13 @@ Encoding.  Replay the merges on new bytes, the earliest learned first.
 Ties.  Of equally frequent pairs the smaller one wins, first ids compared first, where bytes stand in GPT-2's order (visible characters,
 then the others) and tokens follow in the order they were learned. Hugging Face's trainer does the same, so the merges come out the same.
 
+Here stands the definition, in its plainest form. learn.py and merge_many.py have the fast twins.
+
 Pieces.  Nothing is merged across pieces (see patterns.py), so a corpus is only its distinct pieces with their counts.
 
 Source: Gage 1994, "A New Algorithm for Data Compression"; Sennrich, Haddow & Birch 2016 for words; Radford et al. 2019 for bytes.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
@@ -90,89 +91,21 @@ def encode_naive(data: bytes, ranks: Mapping[Pair, int]) -> list[int]:
     return list(ids)
 
 
-# ---- the fast twins ----
-
-def train_incremental(pieces: Mapping[bytes, int], merge_count: int) -> list[Pair]:
-    """The merges of train_naive, touching only what each merge changes.
-
-    All pieces lie one after another in `ids`. A token sits at the position of its first byte; left and right are its neighbours'
-    positions, -1 at the ends of a piece. counts[pair] is always exact (of pairs not yet merged). places[pair] lists where the pair has
-    appeared, from left to right; some are out of date and are recognised by looking. The heap may hold out-of-date counts, too: only
-    pairs with the newest token ever gain, so those are pushed, and a pair that has lost is put back with its true count when it comes up.
-    """
-    ids, left, right, weight = _lay_out(pieces)
-    counts: dict[Pair, int] = defaultdict(int)
-    places: dict[Pair, list[int]] = defaultdict(list)
-    for position, after in enumerate(right):
-        if after >= 0:
-            pair = ids[position], ids[after]
-            counts[pair] += weight[position]
-            places[pair].append(position)
-    heap = [(-count, tie_break(pair), pair) for pair, count in counts.items()]
-    heapify(heap)
-
-    merges: list[Pair] = []
-    while heap and len(merges) < merge_count:
-        claimed, tie, pair = heappop(heap)
-        if counts[pair] != -claimed:
-            if counts[pair] > 0:
-                heappush(heap, (-counts[pair], tie, pair))
-            continue
-        new_id, changed = 256 + len(merges), set()
-        for position in places.pop(pair):
-            after = right[position]
-            if after < 0 or (ids[position], ids[after]) != pair:
-                continue                                            # an overlapping or earlier merge took one of the two
-            ids[position], ids[after] = new_id, -1
-            before, beyond, count = left[position], right[after], weight[position]
-            right[position] = beyond
-            if before >= 0:
-                counts[ids[before], pair[0]] -= count
-                gained = ids[before], new_id
-                counts[gained] += count
-                places[gained].append(before)
-                changed.add(gained)
-            if beyond >= 0:
-                left[beyond] = position
-                counts[pair[1], ids[beyond]] -= count
-                gained = new_id, ids[beyond]
-                counts[gained] += count
-                places[gained].append(position)
-                changed.add(gained)
-        counts[pair] = 0
-        for gained in changed:
-            if counts[gained] > 0:                                  # in a run, a pair may appear and vanish in one pass
-                heappush(heap, (-counts[gained], tie_break(gained), gained))
-        merges.append(pair)
-    return merges
-
-
-def _lay_out(pieces: Mapping[bytes, int]) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Ids, left and right neighbours' positions, and the piece's count, for every byte of every piece."""
-    ids: list[int] = []
-    left: list[int] = []
-    right: list[int] = []
-    weight: list[int] = []
-    for piece, count in pieces.items():
-        start, stop = len(ids), len(ids) + len(piece)
-        if start < stop:
-            ids += piece
-            left += [-1, *range(start, stop - 1)]
-            right += [*range(start + 1, stop), -1]
-            weight += [count] * len(piece)
-    return ids, left, right, weight
-
+# ---- one piece, fast ----
 
 def encode_heap(data: bytes, ranks: Mapping[Pair, int]) -> list[int]:
-    """The ids of encode_naive in n·log n steps: a heap holds the merges that are possible now, earliest learned first, then leftmost."""
-    ids, left, right, _ = _lay_out({data: 1})
+    """The ids of encode_naive in n·log n steps: a heap holds the merges that are possible now, earliest learned first, then leftmost.
+
+    A token sits at the position of its first byte; left and right are its neighbours' positions, -1 at the ends.
+    """
+    ids, left, right = list(data), list(range(-1, len(data) - 1)), [*range(1, len(data)), -1]
     heap = [(ranks[pair], position) for position, pair in enumerate(pairwise(data)) if pair in ranks]
     heapify(heap)
     while heap:
         new_id, position = heappop(heap)
         after = right[position]
         if after < 0 or ranks.get((ids[position], ids[after])) != new_id:
-            continue
+            continue                                                # an overlapping or earlier merge took one of the two
         ids[position], ids[after] = new_id, -1
         before, beyond = left[position], right[after]
         right[position] = beyond
