@@ -15,6 +15,8 @@ COMMANDS = {
     "describe": "parameters, arithmetic and memory of a model, before it is run",
     "tokenizer": "train a tokenizer, encode, decode, show its work",
     "gradcheck": "check every derivative in the package against finite differences",
+    "bench": "how fast it is here, beside PyTorch and others",
+    "doctor": "what this machine has and can do, and what to change",
 }
 
 
