@@ -21,7 +21,7 @@ def write_summary(run: Run, config: RunConfig, outcome: Outcome, data: PreparedD
 
     val_loss : mean loss in nats per token over the whole validation part, None without one.     best_val_loss : the lowest of all
     evaluations, this one included.     bits_per_byte = val_loss·tokens / (ln 2·bytes), which does not depend on the tokenizer.
-    tokens_per_second : training tokens over all of the training's seconds.     flops : of all training tokens, forward and backward.
+    tokens_per_second : training tokens over all of the training's seconds.     peak_memory_mb : of the main process.     flops : of all training tokens, forward and backward.
     """
     description = describe(config.model, config.train.batch)
     known = [loss for loss in (outcome.best_val_loss, val_loss) if loss is not None]
