@@ -25,7 +25,7 @@ def parameters(shapes=SHAPES, dtype=np.float64, seed=0):
 
 def set_gradients(params, rng):
     for p in params.values():
-        p.grad = rng.standard_normal(p.shape)
+        p.grad = rng.standard_normal(p.shape).astype(p.dtype)
 
 
 def values(params):
@@ -112,7 +112,7 @@ def test_first_step_of_adamw_moves_each_weight_by_lr_against_its_gradient(size):
     optimizer = AdamW(params.items(), weight_decay=0.0, eps=1e-30)
     rng = np.random.default_rng(1)
     for p in params.values():
-        p.grad = size * rng.standard_normal(p.shape)
+        p.grad = (size * rng.standard_normal(p.shape)).astype(p.dtype)
     optimizer.step(0.125)
     for name, p in params.items():
         np.testing.assert_allclose(p.data - before[name], -0.125 * np.sign(p.grad), rtol=1e-4, atol=1e-6)
