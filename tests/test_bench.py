@@ -199,7 +199,8 @@ def test_peers_run(tmp_path):
     decode = decode_case("tiny", GPT(1, 2, 16, 32, 1, 65, bias=True), 2, (1, 1, 0), new=5)
     for case in (train_case("tiny", TINY, (1, 2, 0)), decode, *tokenizer_cases("x", b"the cat sat on the mat. " * 50, tmp_path, 300)):
         for result in measure(case, peer=True, rounds=1, threads=1):
-            assert result.peer > 0 and result.peer_peak_mb > 10 and result.ratio > 0, result
+            assert result.peer > 0 and result.ratio > 0, result
+            assert result.peer_peak_mb > 10 or case.work == "tokenizer", result  # whose tiny case is over before the first look at memory
 
 
 @pytest.mark.peers

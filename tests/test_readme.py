@@ -41,7 +41,7 @@ def test_paths_in_the_reading_order_exist():
             assert folder.exists(), names
             continue
         for name in names.split(", "):
-            assert (folder / name).exists(), f"README names {folder.name}/{name}"
+            assert (folder / name).exists() or "may be deleted" in line, f"README names {folder.name}/{name}"
 
 
 def test_no_placeholder_is_left():
