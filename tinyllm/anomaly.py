@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 import numpy as np
 
-from tinyllm.backend import to_numpy
+from tinyllm.backend import is_floating, to_numpy
 
 _looking: ContextVar[bool] = ContextVar("looking for anomalies", default=False)
 
@@ -69,4 +69,4 @@ def guarded(name: str, arrays: list, backward: Callable) -> Callable:
 
 
 def _is_floating(x) -> bool:
-    return isinstance(x, float) or (hasattr(x, "dtype") and x.dtype.kind in "fc")
+    return isinstance(x, float) or is_floating(x) or (hasattr(x, "dtype") and x.dtype.kind == "c")

@@ -19,7 +19,7 @@ from contextvars import ContextVar
 import numpy as np
 
 from tinyllm.anomaly import check_finite, guarded, looking_for_anomalies
-from tinyllm.backend import array_module, to_numpy
+from tinyllm.backend import array_module, is_floating, to_numpy
 
 OPS: dict[str, Callable] = {}  # every op of this package by name: what the table of test cases must cover
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
@@ -87,7 +87,7 @@ class Tensor:
             data = np.asarray(data)  # NumPy turns 0-d results into scalars (and its float64 scalar passes for a Python float)
         elif isinstance(data, bool | int | float | complex | list | tuple):
             data = np.asarray(data, dtype=np.float32)
-        if requires_grad and data.dtype.kind != "f":
+        if requires_grad and not is_floating(data):
             raise ValueError(f"only floating-point values can have a gradient, got {data.dtype}")
         self.data, self.grad, self.buffer, self.requires_grad = data, None, None, requires_grad
         self.node: Node | None = None

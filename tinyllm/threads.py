@@ -108,7 +108,7 @@ def parts(length: int, at_least: int = 1) -> list[slice]:
 
 def parallel(work: Callable[[slice, int], None], length: int, at_least: int = 1) -> None:
     """work(part, number) for each of `parts(length, at_least)`, side by side. A call from inside another runs in place, in order."""
-    if threads() == 1:
+    if threads() == 1:  # asked first, as the processes of a team do some thousand times a step: it saves a small model 0.3 ms of 34
         work(slice(0, length), 0)
         return
     slices = parts(length, at_least)

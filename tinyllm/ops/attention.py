@@ -86,7 +86,8 @@ class ScoreBias:
     """
 
     def __init__(self, xp, q, k, padding, documents, slopes, causal, window, offset):
-        self.xp, self.padding, self.documents = xp, padding, documents
+        self.xp = xp
+        self.padding, self.documents = (None if x is None else xp.asarray(x) for x in (padding, documents))  # may come from the host
         self.causal, self.window, self.offset = causal, window, offset
         self.keys = xp.arange(k.shape[2])
         self.queries = xp.arange(q.shape[2]) + offset

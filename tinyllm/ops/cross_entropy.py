@@ -13,9 +13,10 @@ The loss is the weighted mean over rows, Σ wᵢlᵢ / Σ wᵢ. A row whose targ
 loss and its gradient are 0, and a RuntimeWarning says so.
 Sources: Szegedy et al. 2016 (label smoothing); de Brébisson & Vincent 2016 and Chowdhery et al. 2022 (z-loss).
 """
+import sys
 import warnings
 
-from tinyllm.backend import array_module
+from tinyllm.backend import array_module, on_host
 from tinyllm.ops.embedding import check_ids
 from tinyllm.tensor import op
 
@@ -64,20 +65,37 @@ def linear_cross_entropy(x, w, targets, weights=None, *, ignore_index=-1, label_
 
 
 def targets_and_shares(targets, weights, ignore_index, like, vocabulary):
-    """Targets as a flat array with 0 in place of ignored ones, and each row's share of the mean (0 where ignored)."""
+    """Targets as a flat array with 0 in place of ignored ones, and each row's share of the mean (0 where ignored), beside `like`.
+
+    Targets on a GPU make the host wait, which checks them; from the host they are checked there and moved. Weights on a GPU are not
+    looked at: nobody warns where they are all 0.
+    """
     xp = array_module(like)
     targets = targets.reshape(-1)
     counted = targets != ignore_index
     share = counted.astype(like.dtype)
     if weights is not None:
-        share *= weights.reshape(-1)
-    targets = xp.where(counted, targets, 0)
+        weights = weights.reshape(-1)
+        if array_module(weights) is not array_module(share):
+            share, weights = xp.asarray(share), xp.asarray(weights)
+        share *= weights
+    targets = array_module(targets).where(counted, targets, 0)
     check_ids(targets, vocabulary, f"cross-entropy (ignored targets are {ignore_index})")
     total = share.sum()
+    if not on_host(total):
+        return xp.asarray(targets), share / xp.where(total == 0, 1, total)
     if total == 0:
-        warnings.warn("cross-entropy: every target is ignored or has weight 0, so loss and gradient are 0", RuntimeWarning, stacklevel=4)
-        return targets, share
-    return targets, share / total
+        warnings.warn("cross-entropy: every target is ignored or has weight 0, so loss and gradient are 0", RuntimeWarning, _outside())
+        return xp.asarray(targets), xp.asarray(share)
+    return xp.asarray(targets), xp.asarray(share / total)
+
+
+def _outside() -> int:
+    """The stack level at which a warning of the caller's names who called this package."""
+    level = 1
+    while sys._getframe(level).f_globals["__name__"].startswith("tinyllm."):
+        level += 1
+    return level
 
 
 def _total(losses, share):

@@ -107,7 +107,7 @@ def minimum(a, b):
 @op
 def where(condition, a, b):
     """y = a where condition holds (true, or not 0), else b.   dy goes to whichever was taken."""
-    xp = array_module(condition)
+    xp = array_module(next((x for x in (a, b) if hasattr(x, "dtype")), condition))  # a mask may come from the host
     condition = xp.asarray(condition, dtype=bool)  # of integers, ~ would be the bitwise complement
     return xp.where(condition, a, b), lambda dy: (None, lambda: dy * condition, lambda: dy * ~condition)
 

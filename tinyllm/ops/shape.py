@@ -86,6 +86,7 @@ def gather(x, index, *, axis=-1):
     index has x's number of axes, and x's lengths on all but `axis`.
     """
     xp, shape = array_module(x), x.shape
+    index = xp.asarray(index)
 
     def backward(dy):
         dx = xp.zeros(shape, dtype=dy.dtype)

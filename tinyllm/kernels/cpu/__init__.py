@@ -4,12 +4,12 @@ linear        products split over the cores by rows         activations   GELU, 
 norms         LayerNorm, RMSNorm                            attention     block by block, without the hidden half
 cross_entropy output head, softmax and loss in one          embedding     the table's gradient, added in place
 block         all of these as one function a layer          blocks        going through rows, with temporaries that stay
-folded        all blocks of a small model in decoding       known         which blocks these are made for
 decode        a whole block for a few new tokens            few_rows      products of a few rows, weights read where they lie
 folded        all blocks of a small model for the same, with weights rewritten so that fewer calls do
 
 What was tried for a training step, on two cores of an AMD EPYC (Zen 4), NumPy 2.4.6, 2026-11-22; ms a step at 0.8 and at 10 million
-parameters (4 layers of width 128, 12 × 64 tokens; 6 of 384, 8 × 256), the same minutes' PyTorch 2.13 with fused AdamW 34-38 and 870-915:
+parameters (4 layers of width 128, 12 × 64 tokens; 6 of 384, 8 × 256), the same minutes' PyTorch 2.13 with fused AdamW 34-38 and 870-915.
+Single runs, which repeat within 3 %:
 
     the ops as they are defined                                                       88     1440
     kernels, their work shared out over threads                                       67     1050-1100

@@ -20,8 +20,8 @@ import numpy as np
 from tinyllm import ops
 from tinyllm.kernels import attach_module
 from tinyllm.kernels.cpu import activations, attention, norms
-from tinyllm.kernels.cpu.known import known
 from tinyllm.kernels.cpu.linear import column_sums, times, weight_gradient
+from tinyllm.kernels.known import known
 from tinyllm.nn.layers import LayerNorm
 from tinyllm.nn.transformer import Block
 from tinyllm.tensor import op

@@ -26,7 +26,7 @@ import numpy as np
 
 from tinyllm.kernels import attach_module
 from tinyllm.kernels.cpu.few_rows import MOST, times
-from tinyllm.kernels.cpu.known import INPUTS, known
+from tinyllm.kernels.known import INPUTS, known
 from tinyllm.nn.layers import LayerNorm, RMSNorm
 from tinyllm.nn.transformer import Block
 from tinyllm.ops import rope

@@ -40,7 +40,7 @@ from tinyllm import ops
 from tinyllm.kernels import attach_module
 from tinyllm.kernels.cpu.decode import NORMS, ROWS, attend, hidden_keys
 from tinyllm.kernels.cpu.few_rows import product
-from tinyllm.kernels.cpu.known import INPUTS, known
+from tinyllm.kernels.known import INPUTS, known
 from tinyllm.nn.cache import KVCache
 from tinyllm.nn.layers import LayerNorm
 from tinyllm.nn.transformer import Block, Transformer
