@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from device_worlds import real_cupy
 
 from tinyllm.optim import SGD, AdamW, Optimizer, adamw, clip_factor, global_norm, sgd
 from tinyllm.tensor import Tensor
@@ -254,7 +255,7 @@ def test_the_base_class_has_no_formula():
 @pytest.mark.gpu
 @pytest.mark.parametrize("run", RUNS)
 def test_the_gpu_follows_the_cpu(run):
-    cupy = pytest.importorskip("cupy")
+    cupy = real_cupy()
     host = parameters(dtype=np.float32)
     device = {name: Tensor(cupy.asarray(p.data), requires_grad=True) for name, p in host.items()}
     a, b = RUNS[run](host.items()), RUNS[run](device.items())

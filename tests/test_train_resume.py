@@ -1,14 +1,13 @@
 """A run that is killed or interrupted at any moment, and resumed, ends with the same bits as one that was left alone."""
 import functools
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from tiny_run import ENVIRONMENT, ROOT, arguments, call, final_bytes, history, nervous, program, train
+from tiny_run import ENVIRONMENT, ROOT, arguments, back_to, call, final_bytes, history, nervous, program, train
 
 from tinyllm.cli.main import main
 from tinyllm.train.checkpoint import list_checkpoints, load_checkpoint
@@ -110,19 +109,11 @@ def test_same_seed_same_bits_and_another_seed_others(tmp_path):
     assert losses[0] == losses[1] and all(a != c for a, c in zip(losses[0], losses[2], strict=True))
 
 
-def cut_back(run, step):
-    """As if the run had been killed some steps after its checkpoint of `step`."""
-    for checkpoint in list_checkpoints(run / "checkpoints"):
-        if int(checkpoint.name[5:]) > step:
-            shutil.rmtree(checkpoint)
-    (run / "summary.json").unlink()
-
-
 def test_torn_log_line_and_unsaved_steps_are_dropped(tmp_path):
     run = train(tmp_path, "--steps", 12, "--checkpoint-every", 4, "--eval-every", 6, "--keep", 9)
     expected, weights = history(run), final_bytes(run)
     for torn in (b"", b'{"event": "st', b'{"event": "step", "step": 9}'):
-        cut_back(run, 4)
+        back_to(run, 4)
         with open(run / "log.jsonl", "ab") as file:
             file.write(torn)
         assert [r["step"] for r in read_log(run / "log.jsonl")][-1] == 12
@@ -142,7 +133,7 @@ def test_killed_between_the_last_checkpoint_and_the_summary(tmp_path):
 def test_what_changes_nothing_may_change_on_resume(tmp_path, capsys):
     run = train(tmp_path, "--steps", 12, "--checkpoint-every", 4, "--eval-every", 12, "--keep", 9)
     weights = final_bytes(run)
-    cut_back(run, 4)
+    back_to(run, 4)
     same = ["--lr", "0.002", "--steps", "12", "--tokenizer", "char", "--no-bias"]  # said again, but not changed
     assert main(["train", "--resume", str(run), "--keep", "1", "--checkpoint-every", "3", "--device", "cpu", *same]) == 0
     assert final_bytes(run) == weights
@@ -161,7 +152,7 @@ def test_resuming_a_complete_run_says_so(tmp_path, capsys):
 def test_resume_needs_neither_the_text_nor_the_tokenizer_it_came_from(tmp_path):
     run = train(tmp_path, "--steps", 8, "--checkpoint-every", 4, "--keep", 9)
     weights = final_bytes(run)
-    cut_back(run, 4)
+    back_to(run, 4)
     (tmp_path / "text.txt").unlink()
     assert main(["train", "--resume", str(run)]) == 0
     assert final_bytes(run) == weights

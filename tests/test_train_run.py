@@ -262,6 +262,7 @@ def test_plan_for_a_given_time(monkeypatch, settings, seconds):
 
         def gradients(self, batches):
             clock[0] += 0.2
+            return 1.0, 1.0
 
     monkeypatch.setattr(pretrain, "Trainer", Clockwork)
     monkeypatch.setattr(pretrain, "time", SimpleNamespace(perf_counter=lambda: clock[0]))

@@ -76,6 +76,14 @@ def history(run: Path) -> list[dict]:
     return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second")} for r in records]
 
 
+def back_to(run: Path, step: int) -> None:
+    """As if the run had been killed right after its checkpoint of that step."""
+    (run / "summary.json").unlink()
+    for place in list_checkpoints(run / "checkpoints"):
+        if int(place.name.rpartition("-")[2]) > step:
+            shutil.rmtree(place)
+
+
 def nervous(setattr=setattr) -> None:
     """Make fp16's loss scale and the outliers do within some steps what otherwise takes hundreds."""
     from tinyllm.train import trainer

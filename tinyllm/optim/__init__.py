@@ -4,9 +4,11 @@ sgd        the plain rule, with momentum          adamw      the one that trains
 flat       all parameters as one array            optimizer  what both share: the walk over it, their saved state
 schedule   the learning rate of each step         clip       the norm of all gradients, and its limit
 scaler     loss scaling for half precision        outliers   which updates are better left out
+control    all of these, from gradient to update
 """
 from tinyllm.optim.adamw import AdamW, adamw
 from tinyllm.optim.clip import clip_factor, global_norm, sum_of_squares
+from tinyllm.optim.control import Control, Verdict
 from tinyllm.optim.flat import FlatParameters
 from tinyllm.optim.optimizer import Optimizer
 from tinyllm.optim.outliers import OutlierDetector

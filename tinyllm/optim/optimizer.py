@@ -7,7 +7,10 @@ import numpy as np
 
 from tinyllm.backend import array_module, to_numpy
 from tinyllm.config import suggestion
+from tinyllm.optim.clip import sum_of_squares
+from tinyllm.optim.control import Control
 from tinyllm.optim.flat import FlatParameters, for_each
+from tinyllm.optim.scaler import LossScaler
 from tinyllm.tensor import Tensor
 
 
@@ -27,6 +30,17 @@ class Optimizer(ABC):
     def zero_grad(self) -> None:
         """Forget every gradient: backward() then starts from 0."""
         self.flat.zero_grad()
+
+    def square(self):
+        """Σ g² over the whole gradient, whose root is its norm: a number, or a 0-d array on a device where nothing shall wait for it."""
+        return sum_of_squares(self.flat.grad)
+
+    def control(self, scaler: LossScaler, *, clip: float = 0.0, detectors=None, precision: str = "fp32") -> Control:
+        """What decides about each gradient of this optimizer (see `Control`), from `steps` and the scaler's scale on.
+
+        precision : what the weights are used in. Where they live on a GPU, an update may write that copy of them, too.
+        """
+        return Control(self, scaler, clip, detectors)
 
     def step(self, lr: float, grad_scale: float = 1.0) -> None:
         """One update of every parameter with its gradient times grad_scale.

@@ -11,6 +11,7 @@ from tinyllm.nn import TransformerConfig
 from tinyllm.optim import SCHEDULES
 from tinyllm.threads import available_cores
 
+WHERE = "where to compute: cuda is an NVIDIA GPU, through CuPy"  # help of --device
 VOCAB_SIZE = 2048  # of a bpe tokenizer, where nothing else is asked for and the text is not small
 
 
@@ -64,9 +65,11 @@ class TrainConfig:
     eval_every: int | None = setting(None, "updates between evaluations (default: a tenth of all; more where that would take much of --minutes)", minimum=1)
     eval_batches: int = setting(8, "validation batches per evaluation; the last one takes the whole validation part", minimum=1)
     checkpoint_every: int | None = setting(None, "updates between checkpoints (default: at every evaluation)", minimum=1)
+    log_every: int | None = setting(None, "updates between lines of the log and the display (default: 1; on a GPU, which stops for each, 10)", minimum=1)
     keep: int = setting(2, "newest checkpoints to keep, besides the best", minimum=1)
     seed: int = setting(0, "seed of weights, batches and dropout", minimum=0)
-    device: str = setting("cpu", "where to compute", choices=DEVICES)
+    device: str = setting("cpu", WHERE, choices=DEVICES)
+    deterministic: bool = setting(False, "on a GPU: the same bits in every run, a little slower; on the CPU it is always so")
     threads: int | None = setting(None, "threads to compute with on the CPU (default: the cores this process may use)", minimum=1, maximum=1024)
 
     def planned(self, steps: int) -> "TrainConfig":
@@ -126,7 +129,7 @@ class RunConfig:
 
 
 PARTS = {"data": DataConfig, "model": TransformerConfig, "train": TrainConfig}
-FREE_ON_RESUME = ("device", "keep", "checkpoint_every")  # change nothing in what is learned
+FREE_ON_RESUME = ("device", "precision", "deterministic", "log_every", "keep", "checkpoint_every")  # the last bits may differ, the task not
 
 
 def _check_types(config) -> None:

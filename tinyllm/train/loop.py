@@ -10,7 +10,7 @@ from tinyllm.train.config import TrainConfig
 from tinyllm.train.interrupt import StopRequest
 from tinyllm.train.parallel import DataParallel, Team
 from tinyllm.train.store import Store
-from tinyllm.train.trainer import Diverged, LossFunction, Trainer, silent
+from tinyllm.train.trainer import Diverged, LossFunction, Trainer, silent, unread
 
 Observer = Callable[[dict], None]
 
@@ -45,10 +45,11 @@ def train(
         gets the same ones.
     loss_fn(model, batch, rng) : mean loss of a batch; rng is None in evaluation.
     validation() : the batches of an evaluation.      store : where checkpoints go and where the newest is resumed from.
-    observers : called with each record (a dict with an "event": step, evaluation, checkpoint), for logs and displays.
+    observers : called with each record (a dict with an "event": step, evaluation, checkpoint), for logs and displays. There is one of
+        every config.log_every-th step, and of those with an evaluation or a checkpoint.
     stop : when requested, the loop saves and returns after the current step.
 
-    Raises Diverged when a loss or gradient is no longer finite; the last checkpoint stays as it was.
+    Raises Diverged when a loss or gradient is no longer finite, at the next record; the last checkpoint stays as it was.
     """
     trainer = Trainer(model, loss_fn, config, precision)
     outcome = Outcome(trainer, 0.0, False)
@@ -68,17 +69,21 @@ def train(
 def _go_through(outcome, parallel, validate, store, observers, stop) -> None:
     trainer = outcome.trainer
     config = trainer.config
+    every = [trainer.log_every, *([config.eval_every] if validate else []), *([config.checkpoint_every] if store else [])]
     started = time.perf_counter() - outcome.seconds
     tell = _teller(observers, lambda: time.perf_counter() - started)
     if trainer.step == 0 and validate:
         _evaluate(outcome, parallel, tell)
+    begin, unlogged = time.perf_counter(), 0
     while trainer.step < config.steps:
-        begin = time.perf_counter()
-        record = parallel.update()
-        speed = record["tokens"] / (time.perf_counter() - begin)
-        outcome.tokens += record["tokens"]
-        tell(record | dict(tokens=outcome.tokens, tokens_per_second=speed))
+        unlogged += parallel.update()
         last = trainer.step == config.steps
+        if not (last or stop or any(trainer.step % n == 0 for n in every)):
+            continue  # on a GPU nothing has been waited for
+        record = parallel.look()
+        speed = unlogged / (time.perf_counter() - begin)
+        outcome.tokens += unlogged
+        tell(record | dict(tokens=outcome.tokens, tokens_per_second=speed))
         improved = False
         if validate and (last or trainer.step % config.eval_every == 0):
             improved = _evaluate(outcome, parallel, tell)
@@ -88,6 +93,7 @@ def _go_through(outcome, parallel, validate, store, observers, stop) -> None:
             tell(dict(event="checkpoint", step=trainer.step, path=str(store.save(outcome))))
         if outcome.interrupted:
             break
+        begin, unlogged = time.perf_counter(), 0
     outcome.seconds = time.perf_counter() - started
 
 
@@ -95,15 +101,16 @@ def _go_through(outcome, parallel, validate, store, observers, stop) -> None:
 def mean_loss(model: Module, loss_fn: LossFunction, batches: Iterable, team: Team | None = None) -> float:
     """The loss averaged over all targets of the batches, without recording gradients. Raises Diverged where it is not finite.
 
-    team : who share the batches; each of them calls this and gets the same.
+    team : who share the batches; each of them calls this and gets the same. A device is waited for once, at the end.
     """
     total = weight = 0
     with no_grad():
         for batch in batches if team is None else team.share(batches):
-            total += loss_fn(model, batch, None).item() * batch.weight
+            total += unread(loss_fn(model, batch, None)) * batch.weight
             weight += batch.weight
     if team is not None:
-        total, weight = team.group.sum(total, weight)
+        total, weight = team.sum(total, weight)
+    total = float(total)
     if not math.isfinite(total):
         raise Diverged(f"training diverged: the loss of an evaluation is {total / weight:.4g}. Try a lower --lr, or a longer --warmup")
     return total / max(weight, 1)

@@ -28,6 +28,7 @@ from tinyllm.train.interrupt import stop_on_signal
 from tinyllm.train.loop import Outcome, mean_loss, train
 from tinyllm.train.parallel import DataParallel
 from tinyllm.train.run import Log, Run
+from tinyllm.train.shortage import shortage_explained
 from tinyllm.train.store import Store
 from tinyllm.train.summary import write_summary
 from tinyllm.train.trainer import Diverged, Trainer
@@ -36,14 +37,16 @@ Announce = Callable[[str], None]
 
 
 def next_token_loss(config: TrainConfig) -> Callable[..., Tensor]:
-    """The loss of pretraining: mean cross-entropy of each next token, without ever holding all scores."""
+    """The loss of pretraining: mean cross-entropy of each next token, without ever holding all scores.
+
+    Ids and targets stay NumPy arrays, wherever the model is: so they can be checked without waiting for a device.
+    """
 
     def loss(model: Transformer, batch: Batch, rng) -> Tensor:
-        xp = array_module(model.embedding.weight.data)
-        documents = None if batch.documents is None else xp.asarray(batch.documents)
-        hidden = model.hidden(xp.asarray(batch.ids), documents=documents, rng=rng)
+        documents = None if batch.documents is None else array_module(model.embedding.weight.data).asarray(batch.documents)
+        hidden = model.hidden(batch.ids, documents=documents, rng=rng)
         smoothing = {} if rng is None else dict(label_smoothing=config.label_smoothing, z_loss=config.z_loss)  # evaluation is plain
-        return ops.linear_cross_entropy(hidden, model.output_weight, xp.asarray(batch.targets), ignore_index=IGNORE, **smoothing)
+        return ops.linear_cross_entropy(hidden, model.output_weight, batch.targets, ignore_index=IGNORE, **smoothing)
 
     return loss
 
@@ -53,13 +56,13 @@ def start(config: RunConfig, run: Run, announce: Announce, observers: Callable[.
     run.begin()
     try:
         config = config.checked()
-        xp = device_module(config.train.device)
-        threads(config.train.threads or available_cores())  # a resumed run keeps its number, on which the last bits of sums depend
+        xp = _prepare(config.train)
         tokenizer, data = make_data(config.data, config.train.seed, run, announce)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
-        model = _model(config, xp)
         batches, _ = _batches(config, data, tokenizer)
-        plan = config.train if config.train.steps else timed(model, batches, config, data, seconds=60 * (config.train.minutes or 3))
+        with shortage_explained(config):
+            model = _model(config, xp)
+            plan = config.train if config.train.steps else timed(model, batches, config, data, seconds=60 * (config.train.minutes or 3))
         config = dataclasses.replace(config, train=plan.planned(plan.steps))
         config.save(run.config)
     except BaseException:  # Ctrl-C too: a folder in which nothing was trained shall not stand in the way of the next try
@@ -71,8 +74,7 @@ def start(config: RunConfig, run: Run, announce: Announce, observers: Callable[.
 
 def resume(run: Run, config: RunConfig, observers: Callable[..., Sequence] = lambda *_: ()) -> Outcome:
     """Continue the run in a folder from its newest checkpoint (or its beginning, where it was killed before the first)."""
-    xp = device_module(config.train.device)
-    threads(config.train.threads or available_cores())
+    xp = _prepare(config.train)
     try:
         tokenizer = load_tokenizer(run.tokenizer)
         data = open_prepared(run.data, tokenizer.fingerprint())
@@ -81,7 +83,15 @@ def resume(run: Run, config: RunConfig, observers: Callable[..., Sequence] = lam
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"cannot resume {run.folder}: {error}. Put the file back from a copy, or start a new run") from error
     run.preparing.unlink(missing_ok=True)
-    return _go_on(config, run, _model(config, xp), tokenizer, data, observers)
+    with shortage_explained(config):
+        model = _model(config, xp)
+    return _go_on(config, run, model, tokenizer, data, observers)
+
+
+def _prepare(config: TrainConfig):
+    """Set what is one setting of the process; the array library of the device."""
+    threads(config.threads or available_cores())  # a resumed run keeps its number, on which the last bits of sums depend
+    return device_module(config.device)
 
 
 def make_data(config: DataConfig, seed: int, run: Run, announce: Announce) -> tuple[Tokenizer, PreparedData]:
@@ -130,7 +140,8 @@ def timed(model, batches, config: RunConfig, data: PreparedData, seconds: float)
     with DataParallel(Trainer(model, next_token_loss(c), c), batches) as trial:
         while len(times) < 3 or (time.perf_counter() - began < seconds / 30 and len(times) < 20):
             start = time.perf_counter()
-            trial.gradients()
+            _, square = trial.gradients()
+            float(square)  # waits until a device has done all that
             times.append(time.perf_counter() - start)
     step = sorted(times)[len(times) // 2] * 1.05  # the update itself, and the log, come on top
     forward = step / (3 * c.accumulate)  # a third of a micro-batch's step
@@ -145,10 +156,7 @@ def timed(model, batches, config: RunConfig, data: PreparedData, seconds: float)
 
 
 def _model(config: RunConfig, xp) -> Transformer:
-    model = Transformer(config.model, random_stream(config.train.seed, "weights"))
-    for _, parameter in model.named_parameters():
-        parameter.data = xp.asarray(parameter.data)
-    return model
+    return Transformer(config.model, random_stream(config.train.seed, "weights")).to(xp)
 
 
 def _batches(config: RunConfig, data: PreparedData, tokenizer: Tokenizer):
@@ -175,7 +183,7 @@ def _go_on(config, run, model, tokenizer, data, observers) -> Outcome:
     log = Log(run.log, store.newest_step())
     watching = [log, *observers(model, tokenizer, config.train.steps)]
     try:
-        with run.lock(), stop_on_signal() as stop:
+        with run.lock(), stop_on_signal() as stop, shortage_explained(config):
             outcome = train(
                 model, batches, loss_fn, config.train, validation=(lambda: validation(False)) if data.val else None,
                 store=store, observers=watching, stop=stop, precision=config.model.precision,

@@ -24,10 +24,10 @@ class Progress:
 
     def _step(self, record):
         self.first = self.first or record
+        kept = 0.9 ** (record["step"] - self.last["step"] if self.last else 1)  # a running mean over steps, however many have a record
         for name in ("loss", "tokens_per_second"):
-            if record[name] is None:
-                continue
-            self.smooth[name] = 0.9 * self.smooth.get(name, record[name]) + 0.1 * record[name]
+            if record[name] is not None:
+                self.smooth[name] = kept * self.smooth.get(name, record[name]) + (1 - kept) * record[name]
         self.last = record
         if self.live:
             columns = shutil.get_terminal_size((120, 24)).columns  # a line that wraps could not be written over

@@ -18,7 +18,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-from tinyllm.backend import random_stream
+from tinyllm.backend import device_module, random_stream
 from tinyllm.data.atomic import atomic_file
 from tinyllm.nn import Transformer
 from tinyllm.tokenizer import Tokenizer, load_tokenizer
@@ -95,19 +95,19 @@ def new_run(out: str | None, root: Path = Path("runs")) -> Run:
         return Run(root / f"{number:03d}", made=True)
 
 
-def load_run(folder: str | os.PathLike, checkpoint: str = "last") -> tuple[Transformer, Tokenizer, RunConfig]:
-    """The model, tokenizer and configuration of a run, from its "last" or "best" checkpoint or that of a step ("200").
+def load_run(folder: str | os.PathLike, checkpoint: str = "last", device: str = "cpu") -> tuple[Transformer, Tokenizer, RunConfig]:
+    """The model, on a device, tokenizer and configuration of a run, from its "last" or "best" checkpoint or that of a step ("200").
 
     Raises FileNotFoundError or ValueError, in one line, where something is missing or damaged.
     """
-    run = Run(folder)
+    run, xp = Run(folder), device_module(device)
     if not run.folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such run folder; tinyllm train makes one")
     config = RunConfig.load(run.config)
     tokenizer = load_tokenizer(run.tokenizer)
     model = Transformer(config.model, random_stream(config.train.seed, "weights"))
     model.load_state_dict(Store(run.checkpoints, config.train.keep, config).load(checkpoint).model)
-    return model, tokenizer, config
+    return model.to(xp), tokenizer, config
 
 
 class Log:
