@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from generate_fakes import Bigram, Script
 
-from tinyllm.generate import SamplingConfig, generate, generate_naive
+from tinyllm.generate import SamplingConfig, beam_search, generate, generate_naive
 from tinyllm.generate.samplers import log_probabilities, probabilities, temperature
 from tinyllm.nn.config import TransformerConfig
 from tinyllm.nn.transformer import Transformer
@@ -149,9 +149,15 @@ def test_gradients_are_off_inside_and_untouched_outside():
     assert model(np.array([[1]])).requires_grad
 
 
-def test_scores_that_are_not_numbers():
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("sampler", [dict(temperature=0), dict(), dict(top_k=3, top_p=0.5, min_p=0.1, typical=0.5), dict(presence_penalty=1)], ids=str)
+def test_scores_that_are_not_numbers(value, sampler):
+    """Found after the token is chosen, so whatever chooses has to bear them; 600 tokens are ranked in parts."""
+    model = Bigram(np.full((600, 600), value))
     with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="not numbers"):
-        list(generate(Bigram(np.full((3, 3), np.nan)), [[1]], SamplingConfig(max_tokens=2)))
+        list(generate(model, [[1]], SamplingConfig(max_tokens=2, **sampler)))
+    with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="not numbers"):
+        beam_search(model, [1], SamplingConfig(max_tokens=2, beams=3))
 
 
 def test_script_model_in_a_batch_of_lengths():

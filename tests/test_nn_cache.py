@@ -58,6 +58,16 @@ def test_cached_is_full(changes):
         assert cache.length == T
 
 
+def test_the_next_tokens_scores_are_the_last_ones():
+    """Of a prompt, of a token, of a few."""
+    model = model_of()
+    full, cache, start = scores(model, IDS[:, :T]), model.new_cache(B), 0
+    for n in (7, 1, 1, 3, 1):
+        with no_grad():
+            close(model.next_scores(IDS[:, start : start + n], cache).data, full[:, start + n - 1])
+        start += n
+
+
 @pytest.mark.parametrize("changes", KINDS, ids=str)
 def test_rows_that_are_padded_on_the_left_are_as_they_are_alone(changes):
     model, lengths = model_of(**changes), [T, 13, 1]

@@ -2,6 +2,7 @@
 import itertools
 import math
 
+import fake_cupy
 import numpy as np
 import pytest
 
@@ -301,3 +302,17 @@ def test_transformers_agrees(name, value):
     counts = np.stack([np.bincount(row, minlength=100) for row in ids])
     theirs = getattr(transformers, PEERS[name][0])(value)(torch.tensor(ids), torch.tensor(logits))
     np.testing.assert_allclose(probabilities(run(name, logits, value, counts)), torch.softmax(theirs, -1).numpy(), rtol=1e-10)
+
+
+DEVICE = [*(("top_k", k) for k in (1, 3, 39, 40, 41)), *((name, mass) for name in ("top_p", "typical") for mass in (1e-9, 0.3, 0.9, 1.0)),
+          ("min_p", 0.2), ("temperature", 0), ("temperature", 0.3)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, value", DEVICE)
+def test_a_device_keeps_the_same_without_a_wait(name, value):
+    """Rows with ties, tokens that are gone already, a single one left, all alike."""
+    x = np.random.default_rng(0).integers(-3, 4, (6, 40)).astype(np.float64)
+    x[1, ::3], x[2, 1:], x[3] = -INF, -INF, 0
+    with np.errstate(invalid="ignore"), fake_cupy.forbidden():
+        ours, theirs = SAMPLERS[name](fake_cupy.asarray(x), value), SAMPLERS[name](x, value)
+    assert np.array_equal(ours.get(), theirs)

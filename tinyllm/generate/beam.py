@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyllm.backend import to_numpy
-from tinyllm.generate.decode import with_beginning
+from tinyllm.generate.decode import check_scores, with_beginning
 from tinyllm.generate.samplers import log_probabilities, ranked
 from tinyllm.generate.settings import SamplingConfig
 from tinyllm.generate.window import Window
@@ -43,7 +43,9 @@ def beam_search(model, prompt: Sequence[int], config: SamplingConfig, *, end_of_
     for _ in range(config.max_tokens):
         growing = [beam for beam in beams if not beam.ended]
         candidates = [(beam, None) for beam in beams if beam.ended]
-        for parent, (beam, log_p) in enumerate(zip(growing, to_numpy(log_probabilities(window.logits())), strict=True)):
+        log_ps = to_numpy(log_probabilities(window.logits()))
+        check_scores(log_ps)
+        for parent, (beam, log_p) in enumerate(zip(growing, log_ps, strict=True)):
             for token in ranked(-log_p, config.beams)[: config.beams].tolist():
                 candidates.append((_extended(beam, token, float(log_p[token]), config, end_of_text, bool(window.rolled[parent])), parent))
         candidates = sorted(candidates, key=lambda candidate: -candidate[0].score)[: config.beams]

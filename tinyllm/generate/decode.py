@@ -93,14 +93,13 @@ class Decoding:
         if self.seen is None and self.counts:
             self.seen, self.drawn = count(_table(self.prompts), logits), array_module(logits).zeros(logits.shape, dtype=int)
         chosen = choose(logits, self.config, self.seen, self.drawn, [self.streams[row].random() for row in self.live])
-        log_p = to_numpy(log_probability(logits, chosen))
         if self.counts:
             rows = array_module(logits).arange(len(logits))
             self.seen[rows, chosen] += 1
             self.drawn[rows, chosen] += 1
-        chosen = to_numpy(chosen)
-        self.window.append(chosen)
-        return chosen, log_p
+        ids, log_p = fetched(chosen, log_probability(logits, chosen))
+        self.window.append(ids)
+        return ids, log_p
 
     def _keep(self, rows):
         self.live = self.live[rows]
@@ -132,6 +131,25 @@ def with_beginning(prompts, end_of_text):
             raise ValueError(f"prompt {number} is empty, and this tokenizer has no end-of-text token to begin from: "
                              "give a prompt of at least one character")
     return [list(prompt) or [end_of_text] for prompt in prompts]
+
+
+def fetched(ids, log_p):
+    """Ids and their log-probabilities as NumPy arrays, in one go: on a GPU, every look waits for all that it has been given to do.
+
+    ValueError as `check_scores` has it.     (B,) int, (B,) float64 -> (B,) int, (B,) float64
+    """
+    both = to_numpy(array_module(log_p).stack([ids.astype("float64"), log_p]))  # exact: ids are below 2⁵³
+    check_scores(both[1])
+    return both[0].astype(int), both[1]
+
+
+def check_scores(log_p) -> None:
+    """Raise ValueError where a log-probability is NaN, which all of a row are as soon as one of its scores is NaN or infinite.
+
+    It is asked late, where the host looks at numbers in any case; what was chosen from such a row has gone nowhere yet.
+    """
+    if np.isnan(log_p).any():
+        raise ValueError("the model's scores are not numbers (NaN): its weights are damaged; use an earlier checkpoint")
 
 
 def _table(rows):

@@ -4,8 +4,9 @@ Penalties lower the logits of tokens that the text has already. Filters remove t
 of them. What is left is drawn from by probability. With `p` we always mean softmax(logits), the -inf of earlier filters included,
 so filters combine: each one sees what the one before has left.
 
-Ranking. Where tokens are ranked, equal ones come by lowest id first, so that exactly k remain after top_k(logits, k). Only the first
-ones are ever put in order (see `ranked`): sorting a large vocabulary takes longer than a small model takes to score it.
+Ranking. Where tokens are ranked, equal ones come by lowest id first, so that exactly k remain after top_k(logits, k). On the CPU only the
+first ones are ever put in order (see `ranked`): sorting a large vocabulary takes longer than a small model takes to score it. On a GPU all
+are (see `_first`): it sorts sooner than the host could look at a number to decide what to do, and the host never waits for it here.
 Sums over the vocabulary are taken in float64: in float32, thousands of small probabilities would round away.
 """
 import math
@@ -81,7 +82,11 @@ def temperature(logits, value):
 
 def top_k(logits, k):
     """Keep the k likeliest tokens; 0, or k ≥ V, keeps all. Source: Fan et al. 2018."""
-    return _only(logits, [ranked(-row, k)[:k] for row in logits]) if 0 < k < logits.shape[-1] else logits
+    if not 0 < k < logits.shape[-1]:
+        return logits
+    if array_module(logits) is not np:
+        return _first(logits, (-logits).argsort(-1, kind="stable"), k)
+    return _only(logits, [ranked(-row, k)[:k] for row in logits])
 
 
 def top_p(logits, mass):
@@ -126,14 +131,19 @@ def ranked(keys, count):
         ids = xp.arange(len(keys))
     else:
         least = keys[: len(keys) // size * size].reshape(-1, size).min(-1)
-        ids = xp.flatnonzero(keys <= xp.partition(least, count - 1)[count - 1])
+        ids = xp.flatnonzero(~(keys > xp.partition(least, count - 1)[count - 1]))  # of NaN, all: they are reported later
     return ids[keys[ids].argsort(kind="stable")]
 
 
 def _nucleus(logits, keys, mass):
     """Keep the fewest ids of the smallest keys that hold at least `mass`: those before which less than that is gathered, and the first."""
+    chances = probabilities(logits)
+    if array_module(logits) is not np:
+        order = keys.argsort(-1, kind="stable")
+        gathered = array_module(logits).take_along_axis(chances, order, -1).cumsum(-1)
+        return _first(logits, order, 1 + (gathered[:, :-1] < mass).sum(-1, keepdims=True))
     kept = []
-    for key, p in zip(keys, probabilities(logits), strict=True):
+    for key, p in zip(keys, chances, strict=True):
         count = 64  # the mass is usually held by a few, which are cheap to find
         ids = ranked(key, count)
         while (gathered := p[ids].cumsum())[-1] < mass and len(ids) < len(key):
@@ -149,6 +159,15 @@ def _only(logits, kept):
     result = xp.full_like(logits, -math.inf)
     for row, ids in enumerate(kept):
         result[row, ids] = logits[row, ids]
+    return result
+
+
+def _first(logits, order, count):
+    """-inf for every id but the first ones of each row's order: `_only` without a look at any value.     (B, V) twice, (B, 1) or number"""
+    xp = array_module(logits)
+    kept = xp.where(xp.arange(logits.shape[-1]) < count, xp.take_along_axis(logits, order, -1), -math.inf)
+    result = xp.empty_like(kept)
+    result[xp.arange(len(logits))[:, None], order] = kept
     return result
 
 

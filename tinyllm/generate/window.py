@@ -3,8 +3,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tinyllm import ops
-from tinyllm.backend import array_module
 from tinyllm.tensor import no_grad
 
 
@@ -35,17 +33,12 @@ class Window:
         self.cache = None
 
     def logits(self):
-        """Scores of each text's next token, in the model's precision.     -> (B, V)        Raises ValueError where a row is damaged."""
+        """Scores of each text's next token, in the model's precision.     -> (B, V)"""
         if self.cache is not None and self.cache.length == self.size:
             self._make_room()
         ids = [text[-1:] for text in self.texts] if self.cache is not None else self._padded()
-        weight = self.model.output_weight
         with no_grad():
-            hidden = self.model.hidden(array_module(weight.data).asarray(ids), cache=self.cache)
-            logits = ops.linear(hidden.data[:, -1], weight).data
-        if not array_module(logits).isfinite(logits.max(-1)).all():
-            raise ValueError("the model's scores are not numbers (NaN): its weights are damaged; use an earlier checkpoint")
-        return logits
+            return self.model.next_scores(np.array(ids), self.cache).data
 
     def append(self, ids) -> None:
         """One more token for each text; the next `logits` reads them."""

@@ -4,7 +4,7 @@ module       parameters by walking attributes          layers      Linear, Embed
 config       every choice of a transformer             mlp         GELU MLP, SwiGLU
 cache        keys and values of earlier tokens         attention   the attention layer
 transformer  blocks, the decoder                       describe    parameters, FLOPs and memory before a run
-cases        the table of layers with which gradients are checked
+cases        the table of layers with which gradients are checked                 device_memory   that memory on a GPU
 """
 from tinyllm.nn.attention import Attention
 from tinyllm.nn.cache import KVCache

@@ -1,5 +1,6 @@
 """A Module is an object whose attributes are Parameters, other Modules, or lists of Modules. All else follows from walking them."""
 from collections.abc import Iterator
+from typing import Self
 
 import numpy as np
 
@@ -40,6 +41,12 @@ class Module:
                 for i, item in enumerate(value):
                     if isinstance(item, Module):
                         yield from item._walk(f"{prefix}{name}.{i}.")
+
+    def to(self, xp) -> Self:
+        """The module itself, its parameters moved to the device of an array library (see backend.device_module)."""
+        for _, parameter in self.named_parameters():
+            parameter.data = xp.asarray(to_numpy(parameter.data)) if xp is not array_module(parameter.data) else parameter.data
+        return self
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Every parameter's values by name, as NumPy arrays that share memory with the parameters where they live on the CPU."""

@@ -81,17 +81,25 @@ class Transformer(Module):
         documents : (B, T) int; a token sees only its own document. Positions count on through the row: with RoPE, ALiBi or none, which
         know distances alone, a document comes out as it does by itself; with learned or sinusoidal ones as it does at that place.
         rng : given in training, draws dropout.
+        ids and documents may be NumPy arrays where the model is on a GPU: they are checked on the host, which then does not wait.
         Raises ValueError where the shapes do not match, or the positions do not fit the context (or the cache).
         """
         _check_shapes(ids, documents, cache)
         xp = array_module(self.embedding.weight.data)
         positions = self._positions(ids.shape[1], cache)
         x = self.stored(drop(self._embedded(ids, positions), self.config.dropout, rng))
-        around = Surroundings(self._rotation(positions, xp, x.dtype), cache, documents, rng)
+        around = Surroundings(self._rotation(positions, xp), cache, documents, rng)
         x = self.stack(x, around)
         if cache is not None:
             cache.length += ids.shape[1]
         return x
+
+    def next_scores(self, ids, cache: KVCache) -> Tensor:
+        """Scores of the token after the last of these: what generation asks for, a token at a time.     (B, T) int -> (B, V)
+
+        ids and cache : as `hidden` takes them.
+        """
+        return ops.linear(self.hidden(ids, cache=cache)[:, -1], self.output_weight)
 
     def stack(self, x: Tensor, around: Surroundings) -> Tensor:
         """All blocks and the last norm.     (B, T, C) -> (B, T, C)"""
@@ -107,7 +115,8 @@ class Transformer(Module):
         c, weight = self.config, self.embedding.weight
         window = c.window if c.unlimited else None
         capacity = (2 * c.window if c.unlimited else c.context) if capacity is None else capacity
-        return KVCache(array_module(weight.data), c.layers, batch, c.kv_heads, c.head_width, capacity, window, weight.dtype, left_padding)
+        dtype = self.stored(Tensor(weight.data[:0])).dtype  # in which keys and values come
+        return KVCache(array_module(weight.data), c.layers, batch, c.kv_heads, c.head_width, capacity, window, dtype, left_padding)
 
     def _positions(self, new, cache):
         """Each token's position: counted from the row's first real token.     -> (T,), or (B, T) where rows are padded"""
@@ -122,17 +131,17 @@ class Transformer(Module):
     def _embedded(self, ids, positions):
         x = self.embedding(ids)
         if self.position_embedding is not None:
-            return x + self.position_embedding(array_module(x.data).asarray(positions))
+            return x + self.position_embedding(positions)
         if self.sinusoids is not None:
-            return x + array_module(x.data).asarray(self.sinusoids[positions], dtype=x.dtype)
+            return x + array_module(x.data).asarray(self.sinusoids[positions], dtype=self.embedding.weight.dtype)
         return x
 
-    def _rotation(self, positions, xp, dtype):
-        """cos and sin for RoPE, ready to broadcast over (B, H, T, D/2); None for other kinds of positions."""
+    def _rotation(self, positions, xp):
+        """cos and sin for RoPE, as exact as the weights and ready to broadcast over (B, H, T, D/2); None for other kinds of positions."""
         if self.frequencies is None:
             return None
         angles = ops.rope_table(positions if positions.ndim == 1 else positions[:, None, :], *self.frequencies)
-        return tuple(xp.asarray(table, dtype=dtype) for table in angles)
+        return tuple(xp.asarray(table, dtype=self.embedding.weight.dtype) for table in angles)
 
 
 def _check_shapes(ids, documents, cache):
