@@ -5,11 +5,13 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tinyllm.backend import array_module, device_module, random_stream, round_to_grid, to_numpy
+from tinyllm.cli.main import main
 
 GOLDEN = Path(__file__).parent / "golden" / "ops.npz"
 UPPER = np.arange(65536, dtype=np.uint32)
@@ -149,4 +151,53 @@ def test_an_unknown_device_is_named():
 def test_a_gpu_without_cupy_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
     with pytest.raises(ValueError, match=r"needs CuPy.*pip install"):
+        device_module("cuda")
+
+
+def cupy_with(count: int | None, driver: int, made_for: int = 13020, capability: str = "90", nvrtc: bool = True) -> SimpleNamespace:
+    """A CuPy that finds so many GPUs of a compute capability, or cannot count them; with NVRTC or without."""
+
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    def get_device_count():
+        if count is None:
+            raise CUDARuntimeError("cudaErrorSomething: something")
+        return count
+
+    runtime = SimpleNamespace(
+        CUDARuntimeError=CUDARuntimeError, getDeviceCount=get_device_count, driverGetVersion=lambda: driver, runtimeGetVersion=lambda: made_for
+    )  # fmt: skip
+    def get_version():
+        if not nvrtc:
+            raise RuntimeError("CuPy failed to load libnvrtc.so.13:\n OSError")
+        return 13, 0
+
+    device = SimpleNamespace(compute_capability=capability)
+    return SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, Device=lambda: device, nvrtc=SimpleNamespace(getVersion=get_version)))
+
+
+@pytest.mark.parametrize("found, message", [
+    ((None, 0), "no usable GPU: no NVIDIA driver is installed: install one (nvidia-smi then shows it), or use --device cpu"),
+    ((None, 12080), 'the NVIDIA driver is for CUDA 12, but CuPy was made for CUDA 13: update the driver, or take the CuPy for it (pip uninstall '
+                    'cupy-cuda13x; pip install "cupy-cuda12x[ctk]")'),
+    ((None, 13000), "no usable GPU: cudaErrorSomething: something: see nvidia-smi, or use --device cpu"),
+    ((0, 13000), "no GPU that this process may use: see nvidia-smi and CUDA_VISIBLE_DEVICES"),
+    ((1, 13000, 13020, "90", False), 'needs NVRTC, which compiles kernels (CuPy failed to load libnvrtc.so.13: OSError): pip install "cupy-cuda13x[ctk]"'),
+    ((1, 13000, 13020, "75"), "needs a GPU of compute capability 8.0 or newer (A100, RTX 30, ...), and this one's is 7.5: use --device cpu"),
+])  # fmt: skip
+def test_without_a_usable_gpu_one_line_says_why(found, message, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "cupy", cupy_with(*found))
+    for words in (["train", "--device", "cuda", "--out", "nowhere"], ["bench", "train", "--device", "cuda"], ["bench", "decode", "--device", "cuda"]):
+        assert main(words) == 2
+        out, err = capfd.readouterr()
+        assert (out, err.count("\n")) == ("", 1) and err.startswith("tinyllm: error: --device cuda") and message in err
+    assert not Path("nowhere").exists()
+
+
+def test_a_cupy_that_cannot_be_loaded_says_so(tmp_path, monkeypatch):
+    (tmp_path / "cupy.py").write_text("raise ImportError('libcuda is broken')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    with pytest.raises(ValueError, match=r"CuPy cannot be loaded \(libcuda is broken\): uninstall it, then pip install"):
         device_module("cuda")

@@ -169,13 +169,13 @@ def test_unknown_command(tmp_path, capfd):
 def test_cuda_without_cupy(tmp_path, capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)  # as where it is not installed
     line = refusal(capfd, tmp_path, arguments(tmp_path, "--device", "cuda"))
-    assert line == '--device cuda needs CuPy, which is not installed: pip install "tinyllm[cuda12]" (or cuda13)\n'
+    assert line.startswith('--device cuda needs CuPy, which is not installed: pip install "cupy-cuda13x[ctk]"')
 
 
 def test_a_model_that_does_not_fit_into_memory(tmp_path, capfd):
     arguments(tmp_path)  # writes the text
     line = refusal(capfd, tmp_path, arguments(tmp_path, "--width", 10**8, "--heads", 1, "--steps", 1))
-    assert line.startswith("not enough memory (Unable to allocate ") and "make the model, --batch or --context smaller" in line
+    assert line.startswith("not enough memory: a step on 4 windows of 16 tokens takes about ") and "(Unable to allocate " in line, line
 
 
 # Folders that hold something already
@@ -350,6 +350,10 @@ def test_damaged_log(stopped, capfd):
 @pytest.mark.parametrize("words, message", [
     (["--lr", "0.5"], "cannot resume with --lr 0.5: the run was started with --lr 0.002; leave the option out, or start a new run with another --out"),
     (["--bias"], "cannot resume with --bias: the run was started with --no-bias;"),
+    (["--keep", "0"], "--keep is 0: it must be at least 1"),
+    (["--checkpoint-every", "0"], "--checkpoint-every is 0: it must be at least 1"),
+    (["--log-every", "-5"], "--log-every is -5: it must be at least 1"),
+    (["--device", "gpu"], "--device is 'gpu': "),
     (["--minutes", "3"], "cannot resume with --minutes 3.0: the run was started without --minutes;"),
     (["--data", "a", "b"], "cannot resume with --data a b: the run was started with --data "),
     (["--steps", "99"], "cannot resume with --steps 99: the run was started with --steps 12;"),

@@ -215,3 +215,22 @@ def test_describe_of_a_run_is_that_of_its_settings(tmp_path, capsys):
 def test_models_config_is_what_the_options_say():
     args = train_parser().parse_args("--arch gpt2 --layers 2 --no-bias --kv-heads 1 --softcap 30".split())
     assert config_from(args, TransformerConfig) == TransformerConfig(arch="gpt2", layers=2, bias=False, kv_heads=1, softcap=30.0)
+
+
+def test_a_gpu_that_fails_is_one_line_and_a_mistake_of_ours_a_traceback(monkeypatch, capsys):
+    driver = type("CUDARuntimeError", (RuntimeError,), {"__module__": "cupy_backends.cuda.api.runtime"})
+
+    def describe(error):
+        def run(args):
+            raise error
+
+        monkeypatch.setattr(importlib.import_module("tinyllm.cli.describe"), "run", run)
+        return main(["describe"])
+
+    assert describe(driver("cudaErrorIllegalAddress: an illegal\nmemory access")) == 1
+    assert capsys.readouterr().err == (
+        "tinyllm: error: the GPU, or what drives it, failed: cudaErrorIllegalAddress: an illegal memory access; "
+        "see tinyllm doctor and nvidia-smi, or use --device cpu\n"
+    )
+    with pytest.raises(RuntimeError, match="ours"):
+        describe(RuntimeError("ours"))

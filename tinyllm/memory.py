@@ -1,9 +1,13 @@
-"""Memory that was freed, kept for the next array: a training step asks for the same arrays again and again."""
+"""Memory that was freed, kept for the next array: a training step asks for the same arrays again and again. And memory that is not there."""
 import ctypes
 import sys
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt, glibc's malloc.h
 LARGE = 32 * 1024 * 1024  # the largest size that glibc will take from its heap instead of asking the system
+
+
+class NotEnoughMemory(MemoryError):
+    """A MemoryError whose message says what would be needed, and what to lower."""
 
 
 class freed_memory_kept:

@@ -1,6 +1,8 @@
 """What to change about a machine or an installation so that tinyllm runs as fast as it can there."""
 from collections.abc import Callable
 
+from tinyllm.backend import HOW_TO_GET_CUPY
+from tinyllm.bench.gpu import Gpu
 from tinyllm.bench.machine import Facts
 
 KNOWN_BLAS = ("openblas", "mkl", "accelerate")
@@ -76,11 +78,17 @@ def cores_add_little(f: Facts) -> str | None:
     return None
 
 
+def gpu_lacks_a_library(f: Facts) -> str | None:
+    if isinstance(f.gpu, Gpu) and not f.gpu.complete:
+        return f"the GPU cannot be used without cuBLASLt: {HOW_TO_GET_CUPY}"
+    return None
+
+
 def gpu_is_idle(f: Facts) -> str | None:
-    return 'a GPU is there but not used: pip install "tinyllm[cuda12]" (or cuda13), then --device cuda' if f.gpu_unused else None
+    return "a GPU is there but not used: the line gpu says why, and what to do" if f.gpu_unused else None
 
 
 RULES: tuple[Callable[[Facts], str | None], ...] = (
     blas_is_slow, blas_is_unknown, no_wide_vectors, kernels_are_gone, cores_are_withheld, threads_are_set, memory_is_short,
-    others_use_the_cores, cores_add_little, gpu_is_idle,
+    others_use_the_cores, cores_add_little, gpu_is_idle, gpu_lacks_a_library,
 )  # fmt: skip

@@ -52,13 +52,16 @@ class Yardstick:
     job: Job
 
 
-PRODUCTS = Yardstick("GFLOP/s", 2 * PRODUCT**3 / 1e9, Job("ours/products.py", {}, (2, 15, 0)))
-READING = Yardstick("GB/s", READ_BYTES / 1e9, Job("ours/reading.py", {}, (2, 25, 0)))
+PRODUCTS = Yardstick("GFLOP/s", 2 * PRODUCT**3 / 1e9, Job("ours/rates.py", dict(what="product"), (2, 15, 0)))
+READING = Yardstick("GB/s", READ_BYTES / 1e9, Job("ours/rates.py", dict(what="reading"), (2, 25, 0)))
 
 
 @dataclass(frozen=True)
 class Case:
-    """amount : units of work (tokens, MB) in one repetition.      cost : of what the yardstick measures, in one repetition."""
+    """amount : units of work (tokens, MB) in one repetition.      cost : of what the yardstick measures, in one repetition.
+
+    batches : where there are any, each side takes the one that is the fastest for it and fits; amount and cost are then for a row.
+    """
 
     work: str
     size: str
@@ -68,11 +71,12 @@ class Case:
     peers: tuple[Peer, ...] = ()
     cost: float | None = None
     yardstick: Yardstick | None = None
+    batches: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class GPT:
-    """A model of GPT-2's kind and the shape of its batch."""
+    """A model of GPT-2's kind, or, by `arch`, of Llama's; the shape of its batch; and the format of its numbers."""
 
     layers: int
     heads: int
@@ -81,11 +85,23 @@ class GPT:
     batch: int
     vocab: int
     bias: bool = False
+    arch: str = "gpt2"
+    precision: str = "fp32"
 
     def config(self) -> TransformerConfig:
         return TransformerConfig(
-            vocab_size=self.vocab, arch="gpt2", layers=self.layers, heads=self.heads, width=self.width, context=self.context, bias=self.bias
-        )
+            vocab_size=self.vocab, arch=self.arch, layers=self.layers, heads=self.heads, width=self.width, context=self.context, bias=self.bias,
+            precision=self.precision,
+        )  # fmt: skip
+
+    def settings(self, **others) -> dict:
+        """All of it for a process, and what else it is to know."""
+        return asdict(self) | dict(mlp_width=self.config().resolved().mlp_width) | others
+
+    @staticmethod
+    def of(settings: dict) -> "GPT":
+        """What settings() was made of."""
+        return GPT(**{name: settings[name] for name in GPT.__dataclass_fields__})
 
 
 TRAIN = dict(S=GPT(4, 4, 128, 64, 12, 65), M=GPT(6, 6, 384, 256, 8, 65), L=GPT(12, 12, 768, 256, 2, 50304))
@@ -95,20 +111,21 @@ DECODE_UNITS = {"124M": (1, 3, 1), "small": (2, 10, 3)}
 DECODE_BATCHES = (1, 8)
 PROMPT, NEW_TOKENS = 16, 64
 VOCABULARY = 32768
+SPREAD = "spread: of the middle half of our timings."
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 
 
 def train_case(size: str, gpt: GPT, units: tuple[int, int, int]) -> Case:
     """A training step: forward, backward, clipping, AdamW, in fp32."""
-    settings, tokens = asdict(gpt), gpt.batch * gpt.context
-    peer = Peer("PyTorch", Job("peers/torch_train.py", settings, (*units[:2], 0)))
+    settings, tokens = gpt.settings(device="cpu", steps=1), gpt.batch * gpt.context
+    peer = Peer("PyTorch", Job("peers/torch_train.py", settings | dict(compiled=False), (*units[:2], 0)))
     cost = training_flops(gpt.config()) * tokens / 1e9
     return Case("train", size, "tokens/s", tokens, Job("ours/train.py", settings, units), (peer,), cost, PRODUCTS)
 
 
 def decode_case(size: str, gpt: GPT, batch: int, units: tuple[int, int, int], new: int = NEW_TOKENS) -> Case:
     """Greedy decoding of `new` tokens a row with a cache of keys and values, in fp32."""
-    settings = asdict(gpt) | dict(batch=batch, prompt=PROMPT, new=new)
+    settings = gpt.settings(device="cpu", batch=batch, prompt=PROMPT, new=new)
     ours = Job("ours/decode.py", settings, units)
     peer = Peer("transformers", Job("peers/transformers_decode.py", settings, (*units[:2], 0)))
     cost = decoding_bytes(gpt.config()) * new / 1e9
@@ -150,11 +167,11 @@ def python_text() -> bytes:
 
 
 def _train(sizes: Sequence[str], folder: Path) -> list[Case]:
-    return [train_case(size, TRAIN[size], TRAIN_UNITS[size]) for size in _known(sizes, TRAIN)]
+    return [train_case(size, TRAIN[size], TRAIN_UNITS[size]) for size in known(sizes, TRAIN)]
 
 
 def _decode(sizes: Sequence[str], folder: Path) -> list[Case]:
-    return [decode_case(size, DECODE[size], batch, DECODE_UNITS[size]) for size in _known(sizes, DECODE) for batch in DECODE_BATCHES]
+    return [decode_case(size, DECODE[size], batch, DECODE_UNITS[size]) for size in known(sizes, DECODE) for batch in DECODE_BATCHES]
 
 
 def _tokenizer(sizes: Sequence[str], folder: Path) -> list[Case]:
@@ -179,7 +196,7 @@ def _scaling(sizes: Sequence[str], folder: Path) -> list[Case]:
     return [scaling_case(length) for length in sorted({int(size) for size in sizes})]
 
 
-def _known(sizes: Sequence[str], table: dict) -> Sequence[str]:
+def known(sizes: Sequence[str], table: dict) -> Sequence[str]:
     for size in sizes:
         if size not in table:
             raise ValueError(f"--sizes {size!r} is unknown: it takes {', '.join(table)}{suggestion(size, table)}")
@@ -188,20 +205,38 @@ def _known(sizes: Sequence[str], table: dict) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class Work:
-    """A kind of work: what it is, its usual sizes, the cases of given sizes (their files go into a folder), the packages of its peers."""
+    """A kind of work: what it is, its usual sizes, the cases of given sizes (their files go into a folder), the packages of its peers.
+
+    how_to_read : what the columns mean, for the end of the table.
+    """
 
     title: str
     sizes: tuple[str, ...]
     cases: Callable[[Sequence[str], Path], list[Case]]
+    how_to_read: str
     packages: tuple[str, ...] = ()
 
 
 WORKS = {
-    "train": Work("a training step: forward, backward, clipping, AdamW; fp32", tuple(TRAIN), _train, ("torch",)),
-    "decode": Work(f"greedy decoding of {NEW_TOKENS} tokens with a cache; fp32", tuple(DECODE), _decode, ("torch", "transformers")),
+    "train": Work(
+        "a training step: forward, backward, clipping, AdamW; fp32", tuple(TRAIN), _train,
+        f"""{SPREAD} GFLOP/s: 6 for each weight in a product and 12 for each visible pair and width, a token;
+at most: in one large product on this machine. waiting: for the other processes. Python: the engine, the modules and the loop.""",
+        ("torch",),
+    ),
+    "decode": Work(
+        f"greedy decoding of {NEW_TOKENS} tokens with a cache; fp32", tuple(DECODE), _decode,
+        f"""{SPREAD} GB/s: all weights once a step, whatever the batch; at most: when this machine reads a large matrix
+and does nothing else.""",
+        ("torch", "transformers"),
+    ),
     "tokenizer": Work(
         f"byte-level BPE of {VOCABULARY:,} entries, GPT-2's split, on Python's standard library", ("all",), _tokenizer,
+        f"{SPREAD} MB: of UTF-8 text. Encoding starts from an empty cache.",
         ("tokenizers", "tiktoken"),
-    ),  # fmt: skip
-    "scaling": Work("tiled attention, forward and backward, as the text grows", tuple(map(str, LENGTHS)), _scaling),
-}
+    ),
+    "scaling": Work(
+        "tiled attention, forward and backward, as the text grows", tuple(map(str, LENGTHS)), _scaling,
+        "peak MB: all arrays, inputs and gradients included; linear memory is T^1. Time per token is linear up to T^1.",
+    ),
+}  # fmt: skip

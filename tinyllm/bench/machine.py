@@ -1,7 +1,6 @@
 """What this machine is, as far as it matters for speed, and what it can do: products per second and bytes read per second."""
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import tinyllm
-from tinyllm.backend import device_module
+from tinyllm.bench.gpu import Gpu, gpu_facts, gpu_is_present
 from tinyllm.threads import available_cores, parallel, single_threaded_blas, threads
 
 PEERS = ("torch", "transformers", "tokenizers", "tiktoken")
@@ -29,7 +28,8 @@ class Facts:
 
     blas : its name and version; blas_threads : how many it uses by itself.     vectors : instruction sets that NumPy found.
     memory, free : bytes, a control group's limit counted; None where the system does not say.
-    gpu : in words; gpu_unused : whether there is one that CuPy cannot use.     load : processes that ran in the last minute.
+    gpu : the one that can be used, or why there is none; gpu_unused : whether there is one all the same.
+    load : processes that ran in the last minute.
     variables : settings of threads that were found.     products, products_one : operations per second on all threads and on one.
     reading : bytes per second on all threads.
     """
@@ -48,7 +48,7 @@ class Facts:
     memory: int | None
     free: int | None
     load: float | None
-    gpu: str
+    gpu: Gpu | str
     gpu_unused: bool
     kernels: bool
     peers: dict[str, str]
@@ -102,30 +102,30 @@ def cpu_name() -> str:
     return platform.processor() or "unknown"
 
 
-def memory() -> tuple[int | None, int | None]:
-    """Bytes in all and bytes free for a new program, the smaller of the machine's and the control group's."""
+def memory(group: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int | None]:
+    """Bytes in all and bytes free for a new program, the smaller of the machine's and those of the control group in that folder.
+
+    The system takes pages back that only cache files not used of late (inactive_file) before it lets a group run out of memory.
+    """
     info = Path("/proc/meminfo")
     if not info.is_file():
         known = getattr(os, "sysconf_names", {})
         return (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in known else None), None
     lines = dict(line.split(":") for line in info.read_text().splitlines())
     total, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    group = Path("/sys/fs/cgroup")
     if (group / "memory.max").is_file() and (limit := (group / "memory.max").read_text().strip()) != "max":
-        used = int((group / "memory.current").read_text())
+        kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(kept["inactive_file"])
         total, free = min(total, int(limit)), min(free, int(limit) - used)
     return total, free
 
 
-def graphics() -> tuple[str, bool]:
-    """What there is to say about a GPU, and whether one lies idle because CuPy cannot use it."""
-    present = shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia").exists()
+def graphics() -> tuple[Gpu | str, bool]:
+    """The GPU, or why there is none to be used; and whether one lies idle."""
     try:
-        cupy = device_module("cuda")
+        return gpu_facts(), False
     except ValueError as error:
-        return ("an NVIDIA driver, but " if present else "none: ") + str(error), present
-    name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    return f"{name}, CuPy {cupy.__version__}", False
+        return ("an NVIDIA driver, but " if gpu_is_present() else "none: ") + str(error), gpu_is_present()
 
 
 def blas_threads() -> int:

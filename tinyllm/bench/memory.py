@@ -3,7 +3,10 @@
 Linux keeps for each process the proportional set size (PSS): a page that n processes share counts 1/n in each, so that the sum over a
 family of processes is what the family takes. Reading it costs the kernel a walk over all pages, about 10 ms per GB, during which the
 process can map no memory: so it is done often only while nothing is timed, and in less than a hundredth of the time while something is.
-Elsewhere there is no such figure, and the largest resident set that each process reports of itself must do.
+
+A peak between two looks goes unseen, and a short process is over before the first. The largest resident set (RSS), which the system keeps
+of each process, misses nothing, but counts shared pages whole and no other process. Both stay below what was taken, up to the libraries
+that other programs share; so the larger of the two is reported. Systems other than Linux have the second alone.
 """
 import os
 import threading
@@ -45,7 +48,7 @@ def proportional_mb(pids: list[int]) -> float:
 class MemoryWatch:
     """`with MemoryWatch(pid) as watch:` looks at the family of a process again and again; `peak_mb` is the most it has seen.
 
-    None where the system has no such figure, or the process was over too soon.
+    None where the system has no such figure, or the process was over before the first look.
     busy : the share of the time that looking may take, to be changed while it runs.
     """
 

@@ -32,7 +32,7 @@ PARTS = (PRODUCTS, ATTENTION, NORMS, ACTIVATIONS, LOSS, ELEMENTWISE, OPTIMIZER, 
 OTHER = "other"  # a file that the table has forgotten
 CALLER = "caller"  # a file that works for others: the time is theirs
 
-# A file's entry goes before its folder's.
+# A file's entry goes before its folder's, and that before the folder's around it.
 PART_OF = {
     "ops/linear.py": PRODUCTS, "kernels/cpu/linear.py": PRODUCTS, "kernels/cpu/few_rows.py": PRODUCTS,
     "ops/attention.py": ATTENTION, "ops/tiled_attention.py": ATTENTION, "ops/softmax.py": ATTENTION, "ops/positions.py": ATTENTION,
@@ -44,11 +44,12 @@ PART_OF = {
     "ops/elementwise.py": ELEMENTWISE, "ops/embedding.py": ELEMENTWISE, "ops/reduce.py": ELEMENTWISE, "ops/shape.py": ELEMENTWISE,
     "ops/cast.py": ELEMENTWISE, "ops/dropout.py": ELEMENTWISE, "kernels/cpu/embedding.py": ELEMENTWISE,
     "kernels/cpu/block.py": ELEMENTWISE,  # itself only residual sums and biases: for all else it calls the other kernels
-    "kernels/cpu/known.py": PYTHON, "optim": OPTIMIZER, "train/parallel.py": OPTIMIZER,  # which adds up the gradients of all processes
+    "kernels/known.py": PYTHON, "optim": OPTIMIZER, "train/parallel.py": OPTIMIZER,  # which adds up the gradients of all processes
     "generate/samplers.py": SAMPLING,
     "processes.py": WAITING,
     "threads.py": CALLER, "kernels/cpu/blocks.py": CALLER, "bench": CALLER,
     "ops/__init__.py": PYTHON, "ops/cases.py": PYTHON, "kernels/__init__.py": PYTHON, "kernels/cpu/__init__.py": PYTHON,
+    "kernels/cuda": PYTHON,  # which only launches
     "tensor.py": PYTHON, "recompute.py": PYTHON, "nn": PYTHON, "train": PYTHON, "generate": PYTHON, "data": PYTHON, "tokenizer": PYTHON, "cli": PYTHON,
     "backend.py": PYTHON, "config.py": PYTHON, "memory.py": PYTHON, "anomaly.py": PYTHON, "gradcheck.py": PYTHON,
     "__init__.py": PYTHON, "__main__.py": PYTHON,
@@ -60,8 +61,8 @@ def part_of(file: str) -> str | None:
     path = Path(file)
     if not path.is_relative_to(PACKAGE):
         return CALLER
-    inside = path.relative_to(PACKAGE).as_posix()
-    return PART_OF.get(inside) or PART_OF.get(inside.partition("/")[0])
+    inside = path.relative_to(PACKAGE)
+    return next((PART_OF[name] for place in (inside, *inside.parents) if (name := place.as_posix()) in PART_OF), None)
 
 
 class Profiler:

@@ -17,19 +17,23 @@ class Meter:
     """The clock of a piece of work, and what there is to report besides: `notes`.
 
     profiler : set by the work before its first tick, where it wants the last units profiled; has start(), stop() and shares().
+    wait : set by work on a GPU, which goes on after it was asked for: returns when all of it is done. Called before the clock is read.
     """
 
     def __init__(self, warmup: int, timed: int, profiled: int, say=lambda message: None):
         self.warmup, self.timed, self.profiled, self.units = warmup, timed, profiled, warmup + timed + profiled
         self.say, self.done, self.seconds, self.notes, self.profiler = say, 0, [], {}, None
+        self.wait = lambda: None
         self._announce()
 
     def start(self) -> None:
         """Time counts from here: for work that must prepare something anew before each unit."""
+        self.wait()
         self.began = time.perf_counter()
 
     def tick(self) -> None:
         """A unit is done, and the next one begins."""
+        self.wait()
         ended = time.perf_counter()
         self.done += 1
         if self.warmup < self.done <= self.warmup + self.timed:

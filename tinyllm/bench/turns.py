@@ -2,6 +2,7 @@
 import contextlib
 import json
 import math
+import re
 import statistics
 import subprocess
 import tempfile
@@ -9,13 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tinyllm.bench.cases import WORKS, Case
+from tinyllm.backend import device_module
+from tinyllm.bench.cases import Case, Job, Work
+from tinyllm.bench.gpu_cases import BY_DEVICE
 from tinyllm.bench.machine import installed
 from tinyllm.bench.memory import MemoryWatch
 
-HOW_TO_GET_PEERS = 'pip install "tinyllm[peers]"'
+HOW_TO_GET_PEERS = 'pip install -e ".[peers]" in a clone of tinyllm'
 ROUNDS = 3  # one and the same process was seen to run at one of two speeds, a fifth apart, from start to start: three tell the usual one
 MOST_THREADS = 1024
+TRIAL = (1, 2, 0)  # units, as a Job has them, of a batch that is tried
 BUSY = 0.01  # the share of the time that looking at the memory may take while something is timed
 
 
@@ -35,7 +39,7 @@ class Result:
 
     spread : how far the middle half of our timings lies apart, as a share of the median; None for a single one.
     rate, machine_rate : what the work does, and what the machine can do at most, in rate_unit.     peak_mb, peer_peak_mb : see memory.py.
-    parts : shares of our time.
+    share : rate / machine_rate.     parts : shares of our time.     batch, peer_batch : where each side took the fastest for it.
     """
 
     work: str
@@ -52,24 +56,33 @@ class Result:
     rate: float | None = None
     machine_rate: float | None = None
     rate_unit: str | None = None
+    share: float | None = None
+    batch: int | None = None
+    peer_batch: int | None = None
+
+
+class MemoryShort(ChildProcessError):
+    """A process that ended because it found no memory."""
 
 
 Launch = Callable[[list[str]], Measured]
 
 
-def bench(work: str, *, sizes: Sequence[str] | None = None, peer: bool = False, rounds: int = ROUNDS, threads: int) -> Iterator[Result]:
-    """The results of a kind of work, one after the other; sizes None: its usual ones.
+def bench(
+    work: str, *, sizes: Sequence[str] | None = None, peer: bool = False, rounds: int = ROUNDS, threads: int, device: str = "cpu"
+) -> Iterator[Result]:
+    """The results of a kind of work, one after the other; sizes None: its usual ones on that device.
 
-    Raises ValueError for an unknown size, for a peer that is not installed (saying how to get it) or that this work does not have, and
-    ChildProcessError where a process fails.
+    Raises ValueError for an unknown size, for a device that is not there or on which this work is not timed, for a peer that is not
+    installed (saying how to get it) or that this work does not have, and ChildProcessError where a process fails.
     """
-    kind = WORKS[work]
+    kind = work_on(device, work)
     if rounds < 1:
         raise ValueError(f"--rounds is {rounds}: it must be at least 1")
     if not 1 <= threads <= MOST_THREADS:
         raise ValueError(f"--threads is {threads}: it must be from 1 to {MOST_THREADS}")
     if peer:
-        check_peers(work)
+        check_peers(work, kind)
     with tempfile.TemporaryDirectory() as folder:
         results = []
         for case in kind.cases(tuple(dict.fromkeys(kind.sizes if sizes is None else sizes)), Path(folder)):
@@ -80,43 +93,86 @@ def bench(work: str, *, sizes: Sequence[str] | None = None, peer: bool = False, 
         yield from growth(results)
 
 
-def check_peers(work: str) -> None:
+def work_on(device: str, name: str) -> Work:
+    """Raise ValueError where there is no such work for the device."""
+    if name not in BY_DEVICE[device]:
+        raise ValueError(f"--device {device}: {' and '.join(BY_DEVICE[device])} are timed there, {name} on the CPU alone")
+    device_module(device)  # says what is missing
+    return BY_DEVICE[device][name]
+
+
+def check_peers(name: str, work: Work) -> None:
     """Raise ValueError, saying what to do, where this work has no peers or they are not installed."""
-    if not WORKS[work].packages:
-        raise ValueError(f"tinyllm bench {work} has nobody to compare with: leave --peer out")
+    if not work.packages:
+        raise ValueError(f"tinyllm bench {name} has nobody to compare with: leave --peer out")
     if missing := missing_packages(work):
         raise ValueError(f"--peer needs {' and '.join(missing)}, not installed here: {HOW_TO_GET_PEERS}")
 
 
-def missing_packages(work: str) -> list[str]:
+def missing_packages(work: Work) -> list[str]:
     """The packages that its peers need and this Python has not."""
-    wanted = WORKS[work].packages
-    return [package for package in wanted if package not in installed(wanted)]
+    return [package for package in work.packages if package not in installed(work.packages)]
 
 
 def measure(case: Case, *, peer: bool, rounds: int, threads: int, launch: Launch | None = None) -> list[Result]:
     """Run the case's processes in turn: ours, theirs, ours, theirs, …; ours is profiled in the first round only. A result for each peer."""
     launch = launch or run
     machine = launch(case.yardstick.job.command(threads)) if case.yardstick else None
-    peers = case.peers if peer else ()
-    ours, theirs = [], {other.name: [] for other in peers}
+    ours, theirs = Side("tinyllm", case.ours), [Side(other.name, other.job) for other in case.peers if peer]
+    for side in (ours, *theirs):
+        side.choose_batch(case, threads, launch)
     for number in range(rounds):
-        ours.append(launch(case.ours.command(threads, profiled=number == 0)))
-        for other in peers:
-            theirs[other.name].append(launch(other.job.command(threads)))
-    own = median(ours)
-    seconds = [s for measured in ours for s in measured.seconds]
-    result = Result(case.work, case.size, case.unit, case.amount / own, spread=spread(seconds), peak_mb=peak(ours), parts=ours[0].parts)
+        for side in (ours, *theirs):
+            side.runs.append(launch(side.job.command(threads, profiled=number == 0)))
+    own = median(ours.runs)
+    seconds = [s for measured in ours.runs for s in measured.seconds]
+    result = Result(
+        case.work, case.size, case.unit, case.amount * ours.rows / own, spread=spread(seconds), peak_mb=ours.peak_mb(), parts=ours.runs[0].parts,
+        batch=ours.batch,
+    )  # fmt: skip
     if machine:
-        limit = case.yardstick.amount / median([machine])
-        result = replace(result, rate=case.cost / own, machine_rate=limit, rate_unit=case.yardstick.unit)
-    return [_beside(result, case, name, them) for name, them in theirs.items()] or [result]
+        limit, rate = case.yardstick.amount / median([machine]), case.cost * ours.rows / own
+        result = replace(result, rate=rate, machine_rate=limit, rate_unit=case.yardstick.unit, share=rate / limit)
+    return [_beside(result, case, ours, them) for them in theirs] or [result]
 
 
-def _beside(result: Result, case: Case, name: str, them: Sequence[Measured]) -> Result:
-    """Our result, with that of a peer beside it."""
-    rate, version = case.amount / median(them), them[0].version
-    return replace(result, peer=rate, ratio=result.ours / rate, peer_name=f"{name} {version}", peer_peak_mb=peak(them))
+class Side:
+    """One of those that are compared: its process, the batch that it takes where it may choose, and what was measured."""
+
+    def __init__(self, name: str, job: Job):
+        self.name, self.job, self.batch, self.runs, self.trials = name, job, None, [], {}
+
+    @property
+    def rows(self) -> int:
+        """What a case's amount is to be multiplied by."""
+        return 1 if self.batch is None else self.batch
+
+    def choose_batch(self, case: Case, threads: int, launch: Launch) -> None:
+        """Try larger and larger batches, until the memory is too small for one, and take the one with the most rows a second."""
+        for batch in case.batches:
+            job = replace(self.job, settings=self.job.settings | dict(batch=batch), units=TRIAL)
+            try:
+                self.trials[batch] = launch(job.command(threads))
+            except MemoryShort:
+                if not self.trials:
+                    raise
+                break
+        if self.trials:
+            self.batch = max(self.trials, key=lambda batch: batch / median([self.trials[batch]]))
+            self.job = replace(self.job, settings=self.job.settings | dict(batch=self.batch))
+
+    def peak_mb(self, batch: int | None = None) -> float | None:
+        """The most memory that was seen, with its own batch or with another that it has tried."""
+        return peak(self.runs) if batch in (None, self.batch) else peak([self.trials[batch]])
+
+
+def _beside(result: Result, case: Case, ours: Side, them: Side) -> Result:
+    """Our result, with that of a peer beside it; where the batches differ, the memory is that of the smaller one on both sides."""
+    rate, smaller = case.amount * them.rows / median(them.runs), min(ours.rows, them.rows) if case.batches else None
+    return replace(
+        result, peer=rate, ratio=result.ours / rate, peer_name=f"{them.name} {them.runs[0].version}", peer_batch=them.batch,
+        peak_mb=ours.peak_mb(smaller), peer_peak_mb=them.peak_mb(smaller),
+    )  # fmt: skip
 
 
 def run(command: list[str]) -> Measured:
@@ -136,9 +192,10 @@ def run(command: list[str]) -> Measured:
         if process.wait() or "seconds" not in last:
             errors.seek(0)
             words = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
-            raise ChildProcessError(f"the process of {Path(command[-2]).name} ended with status {process.returncode}: {words}")
-    known = last.get("peak_mb", watch.peak_mb)
-    return Measured(tuple(last["seconds"]), last["resident_mb"] if known is None else known, last.get("parts"), last.get("version"))
+            kind = MemoryShort if re.search("out of memory|MemoryError", words, re.IGNORECASE) else ChildProcessError
+            raise kind(f"the process of {Path(command[-2]).name} ended with status {process.returncode}: {words}")
+    peak = last.get("peak_mb", largest(watch.peak_mb, last["resident_mb"]))
+    return Measured(tuple(last["seconds"]), peak, last.get("parts"), last.get("version"))
 
 
 @contextlib.contextmanager
@@ -164,7 +221,12 @@ def spread(seconds: Sequence[float]) -> float | None:
 
 
 def peak(runs: Sequence[Measured]) -> float | None:
-    return max((m.peak_mb for m in runs if m.peak_mb is not None), default=None)
+    return largest(*(m.peak_mb for m in runs))
+
+
+def largest(*values: float | None) -> float | None:
+    """The largest of those that are known; None where none is."""
+    return max((value for value in values if value is not None), default=None)
 
 
 def growth(results: Sequence[Result]) -> list[Result]:

@@ -25,6 +25,10 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unknown {kind} {word}{suggestion(word, options)}")
         return found
 
+    def _print_message(self, message, file=None):  # argparse's own keeps it to itself when nobody reads: `main` is to know
+        if message:
+            print(message, end="", file=file or sys.stderr)
+
     def error(self, message: str) -> NoReturn:
         print(f"tinyllm: error: {message} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)

@@ -2,9 +2,11 @@
 import argparse
 import dataclasses
 
+from tinyllm.backend import DEVICES
 from tinyllm.cli.arguments import add_config, config_from, given, whole_number
 from tinyllm.nn import TransformerConfig
 from tinyllm.nn.describe import Description, describe
+from tinyllm.nn.device_memory import device_memory
 from tinyllm.train.config import VOCAB_SIZE, RunConfig, TrainConfig
 from tinyllm.train.run import Run
 
@@ -13,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A run, or the settings of a model."""
     parser.add_argument("run", nargs="?", metavar="RUN", help="a run folder; or leave it out and give the settings below")
     parser.add_argument("--vocab-size", type=whole_number, metavar="N", help=f"entries of the tokenizer (default: {VOCAB_SIZE})")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", metavar="|".join(DEVICES), help="whose memory (default: %(default)s)")
     parser.add_argument("--batch", type=whole_number, metavar="N", help=f"windows per micro-batch, for the memory (default: {TrainConfig.batch})")
     add_config(parser, TransformerConfig, "model")
 
@@ -30,11 +33,11 @@ def run(args: argparse.Namespace) -> int:
         config, batch = saved.model, args.batch or saved.train.batch
     else:
         config = dataclasses.replace(config, vocab_size=args.vocab_size or VOCAB_SIZE)
-    print(table(describe(config, batch)))
+    print(table(describe(config, batch), args.device))
     return 0
 
 
-def table(d: Description) -> str:
+def table(d: Description, device: str = "cpu") -> str:
     """The parts, their totals, and what a training step takes."""
     rows = [f"{'part':<20}{'weights':>18}{'x':>5}{'parameters':>14}{'FLOP/token':>14}{'kept/token':>12}"]
     for p in d.parts:
@@ -43,7 +46,7 @@ def table(d: Description) -> str:
     forward = sum(p.flops * p.count for p in d.parts)
     kept = sum(p.activations * p.count for p in d.parts)
     rows.append(f"{'total':<20}{'':>18}{'':>5}{d.parameters:>14,}{forward:>14,.0f}{kept:>12,.0f}")
-    tokens = d.batch * d.config.context
+    tokens, memory = d.batch * d.config.context, d if device == "cpu" else device_memory(d)
     return "\n".join(
         [
             *rows,
@@ -52,9 +55,9 @@ def table(d: Description) -> str:
             "The backward is twice the forward; scores that are not kept (the head's) are computed once more on top of that.",
             f"training: {d.flops_per_token / 1e6:,.2f} MFLOP a token, {d.flops_per_token * tokens / 1e9:,.2f} GFLOP for {tokens:,} tokens",
             f"          ({d.batch} windows of {d.config.context})",
-            f"memory of a training step, arrays only, in MB: {d.peak_bytes / 1e6:,.1f} at the peak, of which",
-            f"          {d.state_bytes / 1e6:,.1f} weights, gradients and AdamW's two moments",
-            f"          {d.activation_bytes / 1e6:,.1f} activations",
-            f"          {d.transient_bytes / 1e6:,.1f} temporaries",
+            f"memory of a training step, arrays only, in MB: {memory.peak_bytes / 1e6:,.1f} at the peak, of which",
+            f"          {memory.state_bytes / 1e6:,.1f} weights, gradients and AdamW's two moments",
+            f"          {memory.activation_bytes / 1e6:,.1f} activations",
+            f"          {memory.transient_bytes / 1e6:,.1f} temporaries",
         ]
     )

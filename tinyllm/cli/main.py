@@ -1,6 +1,6 @@
 """The command `tinyllm`: finds the subcommand, and turns errors into one line and an exit status.
 
-0 done · 1 training diverged, or a gradient is wrong · 2 something in what was given · 130 stopped by Ctrl-C · 141 nobody reads the output any more
+0 done · 1 training diverged, a gradient is wrong, or a GPU failed · 2 something in what was given · 130 stopped by Ctrl-C · 141 nobody reads the output any more
 """
 import importlib
 import os
@@ -9,6 +9,7 @@ import sys
 from tinyllm.cli.arguments import Parser
 from tinyllm.config import suggestion
 
+GPU_LIBRARIES = ("cupy", "cupy_backends")
 COMMANDS = {
     "train": "learn a language model from text",
     "sample": "continue a prompt with a trained model",
@@ -56,6 +57,10 @@ def _guarded(run, argv) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except MemoryError as error:
+        from tinyllm.memory import NotEnoughMemory  # only now: --help stays quick
+
+        if isinstance(error, NotEnoughMemory):
+            return _fail(_one_line(error))
         return _fail(f"not enough memory ({_one_line(error)}): make the model, --batch or --context smaller; see tinyllm describe")
     except KeyboardInterrupt:
         return _fail("stopped", 130)
@@ -63,6 +68,10 @@ def _guarded(run, argv) -> int:
         return _fail(str(error), 1)
     except (ValueError, OSError) as error:
         return _fail(_one_line(error))
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in GPU_LIBRARIES:
+            raise  # a mistake of ours: its traceback says where
+        return _fail(f"the GPU, or what drives it, failed: {_one_line(error)}; see tinyllm doctor and nvidia-smi, or use --device cpu", 1)
 
 
 def _one_line(error: Exception) -> str:

@@ -5,8 +5,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from tinyllm.backend import DEVICES
 from tinyllm.cli.arguments import add_config, config_from
 from tinyllm.generate import Completion, SamplingConfig, stream
+from tinyllm.train.config import WHERE
 from tinyllm.train.run import load_run
 
 AT_ONCE = 16  # prompts that share a batch
@@ -21,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", metavar="FILE", help="more prompts: each line of this UTF-8 file that is not empty")
     parser.add_argument("--logprobs", action="store_true", help="after each text, list its tokens with their log-probabilities")
     parser.add_argument("--checkpoint", default="last", metavar="last|best|STEP", help="which of the run's checkpoints (default: last)")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", metavar="|".join(DEVICES), help=f"{WHERE} (default: %(default)s)")
     add_config(parser, SamplingConfig, "sampling")
 
 
@@ -28,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Print each prompt and its continuation to standard output, a summary to standard error; 130 when interrupted."""
     config = config_from(args, SamplingConfig)
     prompts = list(args.prompt or []) + (read_prompts(args.file) if args.file else [])
-    model, tokenizer, _ = load_run(args.run_folder, checkpoint=args.checkpoint)
+    model, tokenizer, _ = load_run(args.run_folder, args.checkpoint, args.device)
     printer, start = Printer(prompts or [""], tokenizer, args.logprobs), time.perf_counter()
     try:
         for first in range(0, len(printer.prompts), AT_ONCE):

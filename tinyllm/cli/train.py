@@ -9,6 +9,7 @@ import sys
 
 from tinyllm.cli.arguments import add_config, config_from, given, program
 from tinyllm.cli.sample import PICTURES
+from tinyllm.config import option_name
 from tinyllm.data import open_shard
 from tinyllm.generate import SamplingConfig, complete
 from tinyllm.nn import TransformerConfig
@@ -27,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where the run goes, and every setting of text, model and training."""
     place = parser.add_argument_group("run")
     place.add_argument("--out", metavar="FOLDER", help="folder for the run (default: the next free runs/001, runs/002, …)")
-    place.add_argument("--resume", metavar="RUN", help="continue the run in this folder, with its own settings")
+    free = ", ".join(map(option_name, FREE_ON_RESUME))
+    place.add_argument("--resume", metavar="RUN", help=f"continue the run in this folder, with its own settings; other values may be given for {free}")
     add_config(parser, DataConfig, "text and tokenizer")
     add_config(parser, TransformerConfig, "model")
     add_config(parser, TrainConfig, "training")
@@ -68,10 +70,11 @@ def _resumed_config(args) -> RunConfig:
     if args.out is not None:
         raise ValueError("--out and --resume exclude each other: a resumed run stays in its folder")
     saved = RunConfig.load(Run(args.resume).config)
-    options = {name: value for kind in PARTS.values() for name, value in given(args, kind).items()}
-    refuse_changes(saved, options)
-    free = {name: value for name, value in options.items() if name in FREE_ON_RESUME}
-    return dataclasses.replace(saved, train=dataclasses.replace(saved.train, **free))
+    options = {part: given(args, kind) for part, kind in PARTS.items()}
+    for values in options.values():
+        refuse_changes(saved, values)
+    free = {part: {name: value for name, value in values.items() if name in FREE_ON_RESUME} for part, values in options.items()}
+    return dataclasses.replace(saved, **{part: dataclasses.replace(getattr(saved, part), **values) for part, values in free.items()}).checked()
 
 
 def _observers(model, tokenizer, steps) -> list[Progress]:

@@ -2,6 +2,8 @@
 import torch
 import transformers
 
+FORMATS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
+
 
 def run(settings, meter):
     """Continue a batch of random prompts, once for each of meter.units."""
@@ -13,9 +15,11 @@ def run(settings, meter):
         vocab_size=settings["vocab"], n_positions=settings["context"], n_embd=settings["width"], n_layer=settings["layers"],
         n_head=settings["heads"], bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
-    model = transformers.GPT2LMHeadModel(config).eval()
-    prompts = torch.randint(settings["vocab"], (settings["batch"], settings["prompt"]))
+    device, gpu = settings["device"], settings["device"] == "cuda"
+    model = transformers.GPT2LMHeadModel(config).eval().to(device, FORMATS[settings["precision"]])
+    prompts = torch.randint(settings["vocab"], (settings["batch"], settings["prompt"]), device=device)
     new = settings["new"]
+    meter.wait = torch.cuda.synchronize if gpu else meter.wait
     with torch.inference_mode():
         meter.start()
         for _ in range(meter.units):
@@ -23,3 +27,5 @@ def run(settings, meter):
             meter.tick()
             if ids.shape[1] != prompts.shape[1] + new:
                 raise RuntimeError(f"generate made {ids.shape[1] - prompts.shape[1]} tokens a row, not {new}")
+    if gpu:
+        meter.notes["peak_mb"] = torch.cuda.max_memory_reserved() / 1e6
