@@ -1,6 +1,7 @@
 """The house holds together: who may import whom, how long files and functions may be, what must be named nowhere."""
 import ast
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ LEVELS = dict(
     finetune=5, align=5, evaluate=5, bench=5, cli=6,
 )  # fmt: skip
 TEXT_TRUNK, MATH_TRUNK = {"tokenizer", "data"}, {"tensor", "ops", "nn", "optim", "gradcheck", "anomaly"}  # they first meet in train
-ALLOWED = {"numpy", "regex", "cupy"}  # cupy where device_module asks for it
+ALLOWED = {"numpy", "regex", "cupy", "cuda"}  # cupy where device_module asks for it, and cuda.pathfinder, which finds its libraries
 PEERS = {"torch", "transformers", "tokenizers", "tiktoken"}  # in bench/peers alone, each file a process of its own
 
 
@@ -47,6 +48,12 @@ def test_imports_go_down(path):
         if other in LEVELS and own:
             assert own == other or LEVELS[other] < LEVELS[own], f"{path}:{node.lineno}: {own} (level {LEVELS[own]}) imports {other}"
             assert not (own in TEXT_TRUNK and other in MATH_TRUNK or own in MATH_TRUNK and other in TEXT_TRUNK), f"{path}: the trunks meet"
+
+
+def test_what_is_not_python_is_packed_too():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]["tinyllm"]
+    packed = {path for pattern in patterns for path in (ROOT / "tinyllm").glob(pattern)}
+    assert packed == {path for path in (ROOT / "tinyllm").rglob("*.*") if path.suffix not in (".py", ".pyc")}
 
 
 def test_every_room_has_a_level():

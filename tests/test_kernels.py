@@ -40,7 +40,7 @@ LARGE = {  # odd sizes over several blocks and parts
 def both(name, arrays, settings, dy=None):
     """(value, gradients) by the kernel and by the op."""
     results = []
-    for function in (KERNELS[name], OPS[name].array):
+    for function in (KERNELS["cpu"][name], OPS[name].array):
         y, backward = function(*arrays, **settings)
         dy = np.asarray(N(y.shape), y.dtype) if dy is None else dy
         gradients = backward(dy)
@@ -57,8 +57,8 @@ def error(ours, theirs):
 
 
 def test_every_kernel_has_its_tests():
-    assert KERNELS.keys() == LARGE.keys()
-    assert MODULES.keys() == {(Block, "forward"), (Transformer, "stack")}  # test_kernels_block.py, test_kernels_decode.py
+    assert KERNELS["cpu"].keys() == LARGE.keys()
+    assert MODULES["cpu"] == {(Block, "forward"), (Transformer, "stack")}  # test_kernels_block.py, test_kernels_decode.py
 
 
 @pytest.mark.parametrize("name, number", [(name, i) for name, cases in LARGE.items() for i in range(len(cases))])
@@ -118,7 +118,7 @@ def test_training_is_deterministic_and_close_to_that_of_the_ops():
 def test_evaluation_prepares_no_gradient():
     (x, w, t), settings = LARGE["linear_cross_entropy"][0]
     with no_grad():
-        y, backward = KERNELS["linear_cross_entropy"](x, w, t, **settings)
+        y, backward = KERNELS["cpu"]["linear_cross_entropy"](x, w, t, **settings)
     with pytest.raises(TypeError):
         backward(np.ones(()))[0]()
     assert y > 0
