@@ -1,0 +1,45 @@
+"""The best that any encoder could do on descriptions (kind "fact"), whose whole distribution is small enough to be listed."""
+import numpy as np
+
+from tinyllm.data.batches import IGNORE
+from tinyllm.data.tinyworld.world import World
+
+PADDING = -1
+
+
+def best_next_sentence_accuracy(world: World) -> float:
+    """Of telling, in half of the cases each, the next sentence of a description from a random sentence of a random description.
+
+    A is a sentence of an entity with n attributes, in two wordings. The true next sentence is about the same entity and another
+    attribute: each of these has probability 1/(2(n-1)) given A, but only 1/(2nE) as a random sentence of E entities. So the best
+    guess is "next" whenever B is about the same entity and another attribute, which is wrong for a random B that happens to be so:
+
+        accuracy = 1 - ½ · (1/E) · (n-1)/n
+    """
+    entities, attributes = len(world.entities), len(next(iter(world.entities.values())))
+    return 1 - (attributes - 1) / (2 * entities * attributes)
+
+
+def best_masked_accuracy(texts: np.ndarray, probabilities: np.ndarray, ids: np.ndarray, targets: np.ndarray, *, mask_id: int,
+                         vocab_size: int, rate: float = 0.15) -> float:
+    """The share of masked tokens that the best of all predictors gets right.     (D, T), (D,), (B, T), (B, T) -> number
+
+    texts: all D texts there are, as ids, PADDING behind their ends; probabilities: theirs. ids: corrupted texts, targets: what stood
+    in the chosen places, IGNORE elsewhere. Places are chosen with probability `rate`, and of these 80 % become mask_id, 10 % any of
+    vocab_size tokens, 10 % stay. By Bayes' rule, for the place t that is asked for and with the noise p(x | d) of one place,
+
+        p(d | x, t chosen) ∝ p(d) · p(x_t | d_t, chosen) · Π_{s≠t} p(x_s | d_s)        best guess: argmax_v Σ_{d: d_t=v} p(d | x, t chosen)
+    """
+    right = 0
+    for x, target in zip(ids, targets, strict=True):
+        chosen = 0.8 * (x == mask_id) + 0.1 / vocab_size + 0.1 * (x == texts)               # (D, T): p(x_s | d_s, chosen)
+        either = np.where(texts == PADDING, x == PADDING, rate * chosen + (1 - rate) * (x == texts))
+        with np.errstate(divide="ignore"):
+            log_either = np.log(either)
+        log_text = np.log(probabilities) + log_either.sum(1)                                # (D,): ln p(d) p(x | d)
+        for t in np.flatnonzero(target != IGNORE):
+            posterior = np.exp(log_text - log_text.max()) * (chosen / np.where(either > 0, either, 1))[:, t]
+            at_place = texts[:, t]
+            scores = np.bincount(at_place[at_place != PADDING], posterior[at_place != PADDING], vocab_size)
+            right += int(scores.argmax() == target[t])
+    return right / np.count_nonzero(targets != IGNORE)

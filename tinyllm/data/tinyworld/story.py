@@ -1,0 +1,58 @@
+"""A story: two people find something, one thing or another is taken elsewhere, and then there is something to ask.
+
+    One day Anna found a red ball in the hall. Ben found a blue cup in the barn. Later Anna took the ball to the attic.
+    Where is the ball?    The ball is in the attic.
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tinyllm.data.tinyworld import words
+from tinyllm.data.tinyworld.draw import Draw
+from tinyllm.data.tinyworld.exchange import Exchange
+
+MOVES = {1: 0.6, 2: 0.4}  # how often things are taken elsewhere
+
+
+@dataclass(frozen=True)
+class Story:
+    """A story with all that can be asked about it. key: who finds and moves what, and where; what is held out are these plots."""
+
+    text: str
+    exchanges: tuple[Exchange, ...]
+    key: str
+
+
+@dataclass
+class _Find:
+    person: str
+    colour: str
+    thing: str
+    room: str
+
+
+def tell(draw: Draw, size: int) -> Story:
+    """A story from a world with `size` people and things, and as many rooms and colours as there are up to that."""
+    finds = [_Find(person, draw.one_of(words.COLOURS[:size]), thing, room)
+             for person, thing, room in zip(draw.distinct(words.PEOPLE[:size], 2), draw.distinct(words.THINGS[:size], 2),
+                                            draw.distinct(words.ROOMS[:size], 2), strict=True)]  # fmt: skip
+    sentences = [f"{find.person} found a {find.colour} {find.thing} in the {find.room}." for find in finds]
+    sentences[0] = f"{draw.one_of(words.OPENINGS)} {sentences[0]}"
+    plot = [f"{find.person} {find.thing} {find.room}" for find in finds]
+    for _ in range(draw.branch(MOVES)):
+        moved = draw.one_of(finds)
+        moved.room = draw.one_of([room for room in words.ROOMS[:size] if room != moved.room])
+        sentences.append(f"{draw.one_of(('Then', 'Later'))} {moved.person} took the {moved.thing} to the {moved.room}.")
+        plot.append(f"{moved.thing} {moved.room}")
+    key = ", ".join(plot)
+    return Story(" ".join(sentences), tuple(exchange for find in finds for exchange in _questions(find, size, key)), key)
+
+
+def _questions(find: _Find, size: int, key: str) -> list[Exchange]:
+    def exchange(question: str, reply: str, answer: str, answers: Sequence[str]) -> Exchange:
+        wrong = tuple(reply.format(other) for other in answers[:size] if other != answer)
+        return Exchange(question, reply.format(answer), answer, "stories", wrong, key)
+
+    thing = find.thing
+    return [exchange(f"Where is the {thing}?", f"The {thing} is in the {{}}.", find.room, words.ROOMS),
+            exchange(f"Who found the {thing}?", f"The {thing} was found by {{}}.", find.person, words.PEOPLE),
+            exchange(f"What colour is the {thing}?", f"The {thing} is {{}}.", find.colour, words.COLOURS)]  # fmt: skip
