@@ -82,7 +82,65 @@ def _number(a, b, function):
     return function(a, b if isinstance(b, torch.Tensor) else torch.tensor(b, dtype=a.dtype))
 
 
+def linear_log_probabilities(x, w, targets, *, rows=None):
+    log_p = torch.log_softmax(x @ w.T, -1).gather(-1, targets.long().clamp(min=0)[..., None])[..., 0]
+    return torch.where(targets == -1, 0.0, log_p)
+
+
+def _mean(losses, weights=None):
+    return losses.mean() if weights is None else (losses * weights).sum() / weights.sum()
+
+
+def dpo(chosen, rejected, reference_chosen, reference_rejected, weights=None, *, beta=0.1, label_smoothing=0.0):
+    """As the authors' code has it."""
+    logits = (chosen - rejected) - (reference_chosen - reference_rejected)
+    losses = -F.logsigmoid(beta * logits) * (1 - label_smoothing) - F.logsigmoid(-beta * logits) * label_smoothing
+    return _mean(losses, weights)
+
+
+def ipo(chosen, rejected, reference_chosen, reference_rejected, weights=None, *, beta=0.1):
+    return _mean(((chosen - rejected) - (reference_chosen - reference_rejected) - 1 / (2 * beta)) ** 2, weights)
+
+
+def orpo(chosen, rejected, weights=None, *, strength=0.1):
+    odds = (chosen - rejected) - (torch.log1p(-torch.exp(chosen)) - torch.log1p(-torch.exp(rejected)))
+    return _mean(-chosen - strength * F.logsigmoid(odds), weights)
+
+
+def kto(log_p, reference_log_p, desirable, baseline, weights=None, *, beta=0.1):
+    gain = log_p - reference_log_p - baseline
+    return _mean(torch.where(torch.as_tensor(desirable), 1 - torch.sigmoid(beta * gain), 1 - torch.sigmoid(-beta * gain)), weights)
+
+
+def clipped_policy_loss(log_p, old_log_p, advantages, weights=None, *, low=0.2, high=0.2):
+    ratio = torch.exp(log_p - old_log_p)
+    return _mean(torch.maximum(-advantages * ratio, -advantages * torch.clamp(ratio, 1 - low, 1 + high)), weights)
+
+
+def clipped_value_loss(values, old_values, returns, weights=None, *, clip=0.2):
+    held = torch.maximum(torch.minimum(values, old_values + clip), old_values - clip)
+    return 0.5 * _mean(torch.maximum((values - returns) ** 2, (held - returns) ** 2), weights)
+
+
+def kl_estimate(log_p, reference_log_p, weights=None, *, estimator="k3"):
+    """Schulman's: with log r = ln ρ - ln π."""
+    log_r = reference_log_p - log_p
+    return _mean({"k1": -log_r, "k2": log_r**2 / 2, "k3": (torch.exp(log_r) - 1) - log_r}[estimator], weights)
+
+
 TWINS = {
+    "linear_log_probabilities": linear_log_probabilities,
+    "bradley_terry": lambda chosen, rejected, weights=None, *, margin=0.0: _mean(-F.logsigmoid(chosen - rejected - margin), weights),
+    "dpo": dpo,
+    "ipo": ipo,
+    "simpo": lambda chosen, rejected, weights=None, *, beta=2.0, gamma=1.0: _mean(-F.logsigmoid(beta * (chosen - rejected) - gamma), weights),
+    "orpo": orpo,
+    "kto": kto,
+    "policy_gradient": lambda log_p, advantages, weights=None: -_mean(advantages * log_p, weights),
+    "clipped_policy_loss": clipped_policy_loss,
+    "clipped_value_loss": clipped_value_loss,
+    "kl_estimate": kl_estimate,
+    "entropy": lambda logits: torch.distributions.Categorical(logits=logits).entropy(),
     "add": torch.add,
     "sub": torch.sub,
     "mul": torch.mul,

@@ -4,6 +4,7 @@ elementwise, erf     one number at a time          reduce      sums, means, maxi
 linear               matrix products               activations GELU, SwiGLU, …               norm      LayerNorm, RMSNorm
 softmax              scores to probabilities       cross_entropy, losses                     embedding, positions
 attention            by definition                 tiled_attention  with memory linear in T  dropout, cast
+preference           an answer preferred to another          policy      tokens that earned a reward
 cases                the table of arguments with which every op is checked
 
 Importing this package gives Tensor its operators and methods.
@@ -11,7 +12,7 @@ Importing this package gives Tensor its operators and methods.
 from tinyllm.ops.activations import geglu, gelu, gelu_tanh, relu, relu2, silu, swiglu
 from tinyllm.ops.attention import attention, visible
 from tinyllm.ops.cast import cast
-from tinyllm.ops.cross_entropy import cross_entropy, linear_cross_entropy
+from tinyllm.ops.cross_entropy import cross_entropy, linear_cross_entropy, linear_log_probabilities
 from tinyllm.ops.dropout import dropout
 from tinyllm.ops.elementwise import (
     abs,
@@ -37,6 +38,7 @@ from tinyllm.ops.erf import erf
 from tinyllm.ops.linear import einsum, linear, matmul
 from tinyllm.ops.losses import binary_cross_entropy, kl_divergence, mse
 from tinyllm.ops.norm import layernorm, rmsnorm
+from tinyllm.ops.policy import KL_ESTIMATORS, clipped_policy_loss, clipped_value_loss, entropy, kl_estimate, policy_gradient
 from tinyllm.ops.positions import (
     RopeScaling,
     alibi_slopes,
@@ -45,6 +47,7 @@ from tinyllm.ops.positions import (
     rope_table,
     sinusoidal_positions,
 )
+from tinyllm.ops.preference import bradley_terry, dpo, ipo, kto, orpo, simpo
 from tinyllm.ops.reduce import logsumexp, max, mean, min, sum, var
 from tinyllm.ops.shape import concatenate, expand, gather, getitem, pad, reshape, split, stack, swapaxes, transpose
 from tinyllm.ops.softmax import log_softmax, softmax

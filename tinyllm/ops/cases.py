@@ -219,6 +219,49 @@ def _losses() -> Iterator[Case]:
     yield _case("kl_divergence", (3, 4), (3, 4))
 
 
+def negative(*shape):
+    """Log-probabilities that are clear of 0."""
+    return lambda random: random.uniform(-2.0, -0.3, shape)
+
+
+def constant_weights(*shape):
+    """Weights in [0, 1), the first of them 0."""
+
+    def make(random):
+        weights = random.uniform(size=shape)
+        weights.reshape(-1)[0] = 0
+        return Tensor(weights)
+
+    return make
+
+
+def constant(*shape):
+    """Normal numbers that are not differentiated: measured ones."""
+    return lambda random: Tensor(random.standard_normal(shape))
+
+
+def _alignment() -> Iterator[Case]:
+    yield _case("linear_log_probabilities", (2, 4, 3), (7, 3), integers(7, 2, 4, ignored=3), label="ignored", rows=2)
+    yield _case("linear_log_probabilities", (8, 3), (7, 3), integers(7, 8), label="one slice")
+    weights = Tensor(np.array([0.5, 0.0, 2.0, 1.0, 0.25]))
+    yield _case("bradley_terry", (5,), (5,))
+    yield _case("bradley_terry", (5,), (5,), weights, label="margin, weights", margin=0.3)
+    for name in ("dpo", "ipo"):
+        yield _case(name, (5,), (5,), (5,), (5,), beta=0.7)
+        yield _case(name, (5,), (5,), (5,), (5,), weights, label="weights")
+    yield _case("dpo", (5,), (5,), (5,), (5,), beta=0.7, label_smoothing=0.2)
+    yield _case("simpo", (5,), (5,), weights)
+    yield _case("orpo", negative(5), negative(5), weights, strength=0.4)
+    yield _case("kto", (5,), (5,), booleans(5), Tensor(np.array(0.3)), weights, beta=0.7)
+    yield _case("policy_gradient", (2, 5), constant(2, 5), constant_weights(2, 5))
+    yield _case("clipped_policy_loss", (2, 5), constant(2, 5), constant(2, 5))
+    yield _case("clipped_policy_loss", (2, 5), constant(2, 5), constant(2, 5), constant_weights(2, 5), low=0.1, high=2.0)
+    yield _case("clipped_value_loss", (2, 5), constant(2, 5), constant(2, 5), constant_weights(2, 5), clip=0.5)
+    for estimator in ("k1", "k2", "k3"):
+        yield _case("kl_estimate", (2, 5), (2, 5), constant_weights(2, 5), estimator=estimator)
+    yield _case("entropy", (3, 4, 5))
+
+
 def _embeddings_and_attention() -> Iterator[Case]:
     yield _case("embedding", (6, 3), integers(6, 2, 5))
     angles = np.arange(5)[:, None] * np.array([1.0, 0.3, 0.1])
@@ -232,4 +275,5 @@ def _embeddings_and_attention() -> Iterator[Case]:
         yield _case("tiled_attention", *arguments, label=label, block=2, **settings)
 
 
-CASES: tuple[Case, ...] = (*_elementwise(), *_reductions(), *_shapes(), *_products(), *_norms(), *_losses(), *_embeddings_and_attention())
+CASES: tuple[Case, ...] = (*_elementwise(), *_reductions(), *_shapes(), *_products(), *_norms(), *_losses(), *_alignment(),
+                            *_embeddings_and_attention())

@@ -64,6 +64,38 @@ def linear_cross_entropy(x, w, targets, weights=None, *, ignore_index=-1, label_
     return loss, backward
 
 
+@op
+def linear_log_probabilities(x, w, targets, *, ignore_index=-1, rows=None):
+    """ln p(t) of each token by itself, from hidden vectors; 0 where the target is ignored.     (..., C), (V, C), (...) int -> (...)
+
+    Minus the row losses of `linear_cross_entropy`, before they are averaged: what is learnt from answers needs each one's. Only rows whose
+    target counts are scored; in a batch of prompts with short answers these are few.
+    """
+    xp = array_module(x)
+    flat, t = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
+    counted = array_module(t).flatnonzero(t != ignore_index)
+    t = t[counted]
+    check_ids(t, w.shape[0], f"log-probabilities (ignored targets are {ignore_index})")
+    counted, t = xp.asarray(counted), xp.asarray(t)
+    kept, step = flat[counted], rows or max(1, 2**22 // w.shape[0])
+    slices = [slice(i, i + step) for i in range(0, len(kept), step)]
+    parts = [_row_losses(kept[s] @ w.T, t[s], 0.0, 0.0) for s in slices]
+    y = xp.zeros(flat.shape[0], dtype=x.dtype)
+    for s, (losses, _, _) in zip(slices, parts, strict=True):
+        y[counted[s]] = -losses
+
+    def backward(dy):
+        dx, dw = xp.zeros_like(flat), xp.zeros_like(w)
+        weights = -dy.reshape(-1)[counted]
+        for s, (_, top, total) in zip(slices, parts, strict=True):
+            dz = _row_gradient(kept[s] @ w.T, t[s], top, total, weights[s], 0.0, 0.0)
+            dx[counted[s]] = dz @ w
+            dw += dz.T @ kept[s]
+        return dx.reshape(x.shape), dw, None
+
+    return y.reshape(targets.shape), backward
+
+
 def targets_and_shares(targets, weights, ignore_index, like, vocabulary):
     """Targets as a flat array with 0 in place of ignored ones, and each row's share of the mean (0 where ignored), beside `like`.
 

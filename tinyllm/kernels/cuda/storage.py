@@ -24,7 +24,7 @@ from tinyllm.kernels import attach
 from tinyllm.tensor import OPS
 
 FORMATS = {"fp16": "float16", "bf16": "bfloat16"}  # dtypes by precision
-STAY_FP32 = ("reduce", "cross_entropy", "losses", "softmax")  # modules of ops
+STAY_FP32 = ("reduce", "cross_entropy", "losses", "preference", "policy", "softmax")  # modules of ops
 MOVE = ("reshape", "transpose", "swapaxes", "expand", "concatenate", "stack", "pad")  # and getitem, but for arrays of indices
 ONE_OPERATION = ("add", "sub", "mul", "neg")
 
