@@ -1,0 +1,35 @@
+"""tinyworld's examinations as tasks: what nobody was told in training, asked by subject; and its texts, whose exact entropy is known."""
+from collections.abc import Iterable, Mapping
+
+from tinyllm.data.tinyworld import Item, World, final_answer
+from tinyllm.evaluate.tasks import Passage, Problem, Question, Task
+
+TEXTS = 400
+
+
+def world_tasks(world: World, count: int = 200, texts: int = TEXTS) -> tuple[Task, ...]:
+    """All that is asked about a world: knowledge (four choices, by subject), stories and sums (free answers), and held-out texts by kind.
+
+    count : stories and sums to ask about, each.     texts : held-out texts to predict, each with its ln p: what no model can beat.
+    """
+    documents = Task("tinyworld texts", tuple(Passage(i.text, i.kind, i.log_probability) for i in world.documents("mix", texts, split="test")))
+    return documents, *examination(world.suite(count))
+
+
+def examination(suite: Mapping[str, Iterable[Item]]) -> tuple[Task, ...]:
+    """Questions by subject: those with choices as one task, "knowledge"; of the others, one task for each subject."""
+    known, free = [], {}
+    for subject, items in suite.items():
+        for item in items:
+            reply, turn = item.messages[-1]["content"], item.messages[-2]["content"]
+            if item.choices:
+                known.append(Question(item.text, tuple(item.choices), item.right, subject, turn))
+            else:
+                free.setdefault(subject, []).append(Problem(item.text, reply, item.answer, turn=turn))
+    tasks = [Task("knowledge", tuple(known))] if known else []
+    return (*tasks, *(Task(subject, tuple(problems), verifier=same_answer) for subject, problems in free.items()))
+
+
+def same_answer(written: str, expected: str) -> bool:
+    """What a reply comes down to, its last word or number, is what was expected: "The ball is in the attic." answers "attic"."""
+    return final_answer(written).casefold() == expected.casefold()
