@@ -189,7 +189,7 @@ def test_what_it_is_not_made_for_goes_to_the_plain_forward(read):
             assert np.array_equal(ours, theirs)
 
     class Twice(Linear):
-        def forward(self, x):
+        def forward(self, x, rng=None):
             return super().forward(x) * 2
 
     model = model_of()

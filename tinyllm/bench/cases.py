@@ -11,7 +11,8 @@ import tinyllm
 from tinyllm.bench.costs import decoding_bytes, training_flops
 from tinyllm.bench.machine import PRODUCT, READ_BYTES
 from tinyllm.config import suggestion
-from tinyllm.data.text import decode, files_below
+from tinyllm.data.records import decode
+from tinyllm.data.text import files_below
 from tinyllm.nn import TransformerConfig
 
 HERE = Path(__file__).parent

@@ -8,7 +8,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tinyllm.data.text import Document, decode, files_below
+from tinyllm.data.records import decode
+from tinyllm.data.text import Document, files_below
 
 LEFT_OUT = {
     "test", "tests", "idle_test",  # tests: long lists of odd cases

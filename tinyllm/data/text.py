@@ -3,15 +3,15 @@
 Text is kept exactly as it is on disk, line endings included: a model of a text is a model of those characters. Only a UTF-8 byte
 order mark at the start of a file is dropped, because it says how the file is stored and is no part of what was written.
 """
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinyllm.data.records import decode, json_records, string_field
+
 SUFFIXES = (".txt", ".md", ".py", ".jsonl")  # what is taken from a folder; a file that is named itself may have any suffix
-BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True)
@@ -86,50 +86,6 @@ def files_below(folder: Path, suffixes: tuple[str, ...], leave_out: Iterable[str
 
 
 def _read_jsonl(path: Path) -> Iterator[Document]:
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{path}, line {number}"
-            line = decode(line, where)
-            if line.strip() and (text := _text_field(line, where)):
-                yield Document(text, f"{path}:{number}")
-
-
-def _text_field(line: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not valid JSON ({error}); each line must be one object like {{\"text\": \"...\"}}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: expected an object with a field 'text', found {_json_kind(record)}")
-    if "text" not in record:
-        raise ValueError(f"{where}: the field 'text' is missing; fields found: {', '.join(map(repr, record)) or 'none'}")
-    text = record["text"]
-    if not isinstance(text, str):
-        raise ValueError(f"{where}: the field 'text' must be a string, found {_json_kind(text)}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON can spell "\ud800", which is no character and has no UTF-8 form
-        problem = f"holds half of a surrogate pair at character {error.start}; correct the record"
-        raise ValueError(f"{where}: the field 'text' {problem}") from error
-    return text
-
-
-def _json_kind(value: object) -> str:
-    return {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(type(value), "a number")
-
-
-def decode(data: bytes, where: str) -> str:
-    """Bytes -> text. Raises ValueError, starting with `where`, for bytes that are not UTF-8 or hold a NUL, as only binary files do."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError(f"{where}: this is UTF-16, expected UTF-8; convert it, for example with iconv -f UTF-16 -t UTF-8")
-    nul = data.find(0)
-    if nul >= 0:
-        raise ValueError(f"{where}: a binary file (byte {nul} is NUL), expected text; convert it to plain text or leave it out")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{where}: not UTF-8 (byte {error.start} is 0x{data[error.start]:02x}); "
-            "convert it, for example with iconv -f LATIN1 -t UTF-8, or leave it out"
-        ) from error
-    return text.removeprefix(BYTE_ORDER_MARK)
+    for number, where, record in json_records(path, {"text": "..."}):
+        if text := string_field(record, "text", where):
+            yield Document(text, f"{path}:{number}")

@@ -6,15 +6,17 @@
     decode.py      the decode loop, by its definition, and for a batch with a cache
     beam.py        beam search
     text.py        prompts in, text out: whole characters, stop strings, reasons to end
+    reply.py       the next message of a conversation
 """
 
 from tinyllm.generate.beam import Beam, beam_search
 from tinyllm.generate.decode import Decoding, Step, generate, generate_naive
+from tinyllm.generate.reply import replies, stream_replies
 from tinyllm.generate.samplers import SAMPLERS
 from tinyllm.generate.settings import SamplingConfig
 from tinyllm.generate.text import Completion, Piece, complete, stream
 
 __all__ = [
     "SAMPLERS", "Beam", "Completion", "Decoding", "Piece", "SamplingConfig", "Step", "beam_search", "complete", "generate", "generate_naive",
-    "stream",
+    "replies", "stream", "stream_replies",
 ]

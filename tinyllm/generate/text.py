@@ -1,5 +1,5 @@
 """Prompts in, text out: whole characters as they come, stop strings, and the reason why a text ended."""
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,7 @@ class Completion:
 
     text : without the end-of-text token, and without the stop string and what its last token brought after it.
     ids, log_probabilities : every token that was chosen, those of the end included, and its ln p under the model itself.
-    reason : "stop" (a stop string came), "end_of_text" (the model ended the document), or "length" (max_tokens).
+    reason : "stop" (a stop string came), "end_of_text" (the model ended the document, or in a chat its answer), or "length" (max_tokens).
     """
 
     prompt: str
@@ -75,8 +75,8 @@ class StopFilter:
 class Writer:
     """One text that grows by a token at a time."""
 
-    def __init__(self, row: int, prompt: str, tokenizer: Tokenizer, config: SamplingConfig):
-        self.row, self.prompt, self.tokenizer, self.config = row, prompt, tokenizer, config
+    def __init__(self, row: int, prompt: str, tokenizer: Tokenizer, config: SamplingConfig, end: int | None):
+        self.row, self.prompt, self.config, self.end = row, prompt, config, end
         self.decoder, self.filter = StreamDecoder(tokenizer), StopFilter(config.stop)
         self.text, self.ids, self.log_probabilities = "", [], []
         self.completion: Completion | None = None
@@ -85,7 +85,7 @@ class Writer:
         """What this token adds. Sets `completion` when the text ends with it."""
         self.ids.append(token)
         self.log_probabilities.append(log_probability)
-        ended = token == self.tokenizer.end_of_text
+        ended = token == self.end
         shown = "" if ended else self.filter.push(self.decoder.push(token))
         if ended or len(self.ids) == self.config.max_tokens:
             shown += self.filter.push(self.decoder.flush()) + self.filter.flush()
@@ -103,9 +103,15 @@ def stream(model, tokenizer: Tokenizer, prompts: Sequence[str], config: Sampling
     first_row : the number of the first prompt's random stream, where prompts come in several batches (see Decoding).
     Raises ValueError for a prompt that the tokenizer cannot encode, or an empty one where it has no end-of-text token.
     """
-    writers = [Writer(row, prompt, tokenizer, config) for row, prompt in enumerate(prompts)]
-    encoded = [tokenizer.encode_ordinary(prompt) for prompt in prompts]
-    return (_searched if config.beams > 1 else _drawn)(model, writers, encoded, config, tokenizer.end_of_text, first_row)
+    encoded = [(prompt, tokenizer.encode_ordinary(prompt)) for prompt in prompts]
+    return stream_encoded(model, tokenizer, encoded, config, end=tokenizer.end_of_text, first_row=first_row)
+
+
+def stream_encoded(model, tokenizer: Tokenizer, prompts: Sequence[tuple[str, list[int]]], config: SamplingConfig, *, end: int | None,
+                   first_row: int = 0) -> Iterator[Piece]:
+    """`stream` for prompts that are encoded already, as (text, ids).     end : the token that ends a continuation, or None."""
+    writers = [Writer(row, text, tokenizer, config, end) for row, (text, _) in enumerate(prompts)]
+    return (_searched if config.beams > 1 else _drawn)(model, writers, [ids for _, ids in prompts], config, end, first_row)
 
 
 def _drawn(model, writers, encoded, config, end_of_text, first_row):
@@ -133,6 +139,10 @@ def complete(model, tokenizer: Tokenizer, prompts: str | Sequence[str], config: 
     """The Completion of a prompt; of a list of prompts, the list of theirs. See `stream`."""
     if isinstance(prompts, str):
         return complete(model, tokenizer, [prompts], config, first_row=first_row)[0]
-    pieces = stream(model, tokenizer, prompts, config, first_row=first_row)
-    completions = {piece.row: piece.completion for piece in pieces if piece.completion}
-    return [completions[row] for row in range(len(prompts))]
+    return completions(stream(model, tokenizer, prompts, config, first_row=first_row))
+
+
+def completions(pieces: Iterable[Piece]) -> list[Completion]:
+    """What a stream's texts are in the end, by row."""
+    found = {piece.row: piece.completion for piece in pieces if piece.completion}
+    return [found[row] for row in sorted(found)]

@@ -51,15 +51,15 @@ class Attention(Module):
 
     def forward(self, x: Tensor, around: Surroundings, layer: int) -> Tensor:
         B, T, C = x.shape
-        q = self._turned(self._heads(self.query(x)), self.query_norm, around)
-        k = self._turned(self._heads(self.key(x)), self.key_norm, around)
-        v = self._heads(self.value(x))
+        q = self._turned(self._heads(self.query(x, around.rng)), self.query_norm, around)
+        k = self._turned(self._heads(self.key(x, around.rng)), self.key_norm, around)
+        v = self._heads(self.value(x, around.rng))
         offset, padding = 0, None
         if around.cache is not None:
             k, v, offset = around.cache.layers[layer].append(k, v)
             padding = around.cache.padding_mask(k.shape[2], T)
         y = self.stored(self.attend(q, k, v, padding, around.documents, self.slopes, offset=offset, **self.settings))
-        return self.output(y.swapaxes(1, 2).reshape(B, T, C))
+        return self.output(y.swapaxes(1, 2).reshape(B, T, C), around.rng)
 
     def _heads(self, x):
         """(B, T, heads·D) -> (B, heads, T, D)"""

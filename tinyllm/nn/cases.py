@@ -7,8 +7,10 @@ import numpy as np
 from tinyllm import ops
 from tinyllm.gradcheck import Report, gradcheck
 from tinyllm.nn.attention import Attention, Surroundings
+from tinyllm.nn.classifier import Classifier
 from tinyllm.nn.config import TransformerConfig
 from tinyllm.nn.layers import Embedding, LayerNorm, Linear, RMSNorm
+from tinyllm.nn.lora import LoRAConfig, LoRALinear
 from tinyllm.nn.mlp import MLP, GatedMLP
 from tinyllm.nn.module import Module
 from tinyllm.nn.transformer import Block, Transformer
@@ -66,6 +68,25 @@ def _transformer(label, **changes):
     return LayerCase(Transformer, label, lambda rng: Transformer(_config(**changes), rng, np.float64), (), loss)
 
 
+def _lora(label, **choices):
+    """With everything learned, the weight that LoRA freezes too, and the same dropout in every call."""
+    config = LoRAConfig(**(dict(rank=2, alpha=3.0) | choices))
+    bias = "no bias" not in label
+    return LayerCase(
+        LoRALinear, label, lambda rng: LoRALinear(Linear(4, 3, rng=rng, bias=bias, dtype=np.float64), config, rng=rng), ((2, 5, 4),),
+        lambda layer, x: layer(x, np.random.default_rng(7)),
+    )  # fmt: skip
+
+
+def _classifier(pooling):
+    ids, lengths = np.random.RandomState(0).randint(0, TINY["vocab_size"], (3, 5)), np.array([5, 1, 3])
+    config = _config(layers=1, heads=2, width=4)
+    return LayerCase(
+        Classifier, pooling, lambda rng: Classifier(Transformer(config, rng, np.float64), 3, pooling=pooling), (),
+        lambda layer: layer(ids, lengths),
+    )  # fmt: skip
+
+
 LAYERS: tuple[LayerCase, ...] = (
     LayerCase(Linear, "bias", lambda rng: Linear(4, 3, rng=rng, dtype=np.float64), ((2, 5, 4),)),
     LayerCase(Linear, "no bias", lambda rng: Linear(4, 3, rng=rng, bias=False, dtype=np.float64), ((5, 4),)),
@@ -86,6 +107,10 @@ LAYERS: tuple[LayerCase, ...] = (
     _attention("tiled", attention="tiled", kv_heads=2),
     _block("pre-norm, gpt2", arch="gpt2", positions="none"),
     _block("post-norm, llama", norm_placement="post", positions="none"),
+    _lora("plain"),
+    _lora("no bias, dropout", adapter_dropout=0.3),
+    _lora("DoRA, dropout", adapter_dropout=0.3, dora=True),
+    *(_classifier(pooling) for pooling in ("last", "first", "mean")),
     _transformer("gpt2", arch="gpt2", heads=2, width=4),
     _transformer("llama", heads=2, kv_heads=1, width=4),
     _transformer("llama, untied, QK norm", tie=False, qk_norm=True),

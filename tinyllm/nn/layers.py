@@ -36,7 +36,8 @@ class Linear(Module):
         self.bias = Parameter(np.zeros(outputs, dtype)) if bias else None
         self.stored = storage(precision)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
+        """rng : for what takes a Linear's place and drops values in training (see nn/lora.py); here nothing is drawn."""
         bias = None if self.bias is None else self.stored(self.bias)
         return self.stored(ops.linear(x, self.stored(self.weight), bias))
 

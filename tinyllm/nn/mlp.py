@@ -18,8 +18,8 @@ class MLP(Module):
         self.activation = ACTIVATIONS[config.mlp]
         self.stored = storage(config.precision)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.stored(self.activation(self.up(x))))
+    def forward(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
+        return self.down(self.stored(self.activation(self.up(x, rng))), rng)
 
 
 class GatedMLP(Module):
@@ -33,8 +33,8 @@ class GatedMLP(Module):
         self.activation = ACTIVATIONS[config.mlp]
         self.stored = storage(config.precision)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.stored(self.activation(self.gate(x), self.up(x))))
+    def forward(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
+        return self.down(self.stored(self.activation(self.gate(x, rng), self.up(x, rng))), rng)
 
 
 ACTIVATIONS = {name: getattr(ops, name) for name in (*PLAIN, *GATED)}

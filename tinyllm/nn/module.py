@@ -54,14 +54,18 @@ class Module:
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Copy values in by name. Raises ValueError naming what is missing, unknown or of another shape; then nothing is changed."""
-        parameters = dict(self.named_parameters())
-        if missing := sorted(parameters.keys() - state.keys()):
-            raise ValueError(f"the saved weights lack {missing[0]!r} ({len(missing)} missing): they belong to another model")
-        if unknown := sorted(state.keys() - parameters.keys()):
-            raise ValueError(f"the saved weights hold {unknown[0]!r} ({len(unknown)} unknown), which this model has not")
-        for name, p in parameters.items():
-            if p.shape != state[name].shape:
-                raise ValueError(f"the saved weights have {name} of shape {state[name].shape}, this model {p.shape}")
-        for name, p in parameters.items():
-            p.data[...] = array_module(p.data).asarray(state[name], dtype=p.dtype)
-            p.version.count += 1
+        load_parameters(dict(self.named_parameters()), state)
+
+
+def load_parameters(parameters: dict[str, Parameter], state: dict[str, np.ndarray]) -> None:
+    """Copy saved values into parameters by name. Raises ValueError naming what is missing, unknown or of another shape; then nothing is changed."""
+    if missing := sorted(parameters.keys() - state.keys()):
+        raise ValueError(f"the saved weights lack {missing[0]!r} ({len(missing)} missing): they belong to another model")
+    if unknown := sorted(state.keys() - parameters.keys()):
+        raise ValueError(f"the saved weights hold {unknown[0]!r} ({len(unknown)} unknown), which this model has not")
+    for name, p in parameters.items():
+        if p.shape != state[name].shape:
+            raise ValueError(f"the saved weights have {name} of shape {state[name].shape}, this model {p.shape}")
+    for name, p in parameters.items():
+        p.data[...] = array_module(p.data).asarray(state[name], dtype=p.dtype)
+        p.version.count += 1

@@ -34,11 +34,11 @@ class Block(Module):
 
     def _pre(self, x: Tensor, around: Surroundings, layer: int) -> Tensor:
         x = self.stored(x + drop(self.attention(self.attention_norm(x), around, layer), self.dropout, around.rng))
-        return self.stored(x + drop(self.mlp(self.mlp_norm(x)), self.dropout, around.rng))
+        return self.stored(x + drop(self.mlp(self.mlp_norm(x), around.rng), self.dropout, around.rng))
 
     def _post(self, x: Tensor, around: Surroundings, layer: int) -> Tensor:
         x = self.attention_norm(self.stored(x + drop(self.attention(x, around, layer), self.dropout, around.rng)))
-        return self.mlp_norm(self.stored(x + drop(self.mlp(x), self.dropout, around.rng)))
+        return self.mlp_norm(self.stored(x + drop(self.mlp(x, around.rng), self.dropout, around.rng)))
 
 
 def drop(x: Tensor, rate: float, rng: np.random.Generator | None) -> Tensor:

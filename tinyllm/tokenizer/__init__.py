@@ -9,18 +9,20 @@
     characters.py  CharTokenizer: one id a character
     streaming.py   StreamDecoder: ids arrive one at a time, only whole characters leave
     files.py       load_tokenizer: one JSON file, checked
+    chat.py        conversations as tokens: roles, and what is to be learned
     show.py        a text's tokens, and the merges that made them, for a terminal
 """
 
 from tinyllm.tokenizer.base import Tokenizer
 from tinyllm.tokenizer.byte_level import BPETokenizer, train_bpe
 from tinyllm.tokenizer.characters import CharTokenizer
+from tinyllm.tokenizer.chat import CHAT_TOKENS, add_special_tokens, encode_chat, encode_prompt, render, shortened
 from tinyllm.tokenizer.files import load_tokenizer
 from tinyllm.tokenizer.patterns import GPT2, GPT4, PATTERNS, Splitter
 from tinyllm.tokenizer.show import ribbon, show
 from tinyllm.tokenizer.streaming import StreamDecoder
 
 __all__ = [
-    "GPT2", "GPT4", "PATTERNS", "BPETokenizer", "CharTokenizer", "Splitter", "StreamDecoder", "Tokenizer",
-    "load_tokenizer", "ribbon", "show", "train_bpe",
+    "CHAT_TOKENS", "GPT2", "GPT4", "PATTERNS", "BPETokenizer", "CharTokenizer", "Splitter", "StreamDecoder", "Tokenizer",
+    "add_special_tokens", "encode_chat", "encode_prompt", "load_tokenizer", "render", "ribbon", "shortened", "show", "train_bpe",
 ]

@@ -63,7 +63,7 @@ class _Parts:
     def mlp_norm(self, x):
         return NORMS[type(self.block.mlp_norm)](self.block.mlp_norm, x)
 
-    def mlp(self, x):
+    def mlp(self, x, rng):
         return _mlp(self.block.mlp, x)
 
 

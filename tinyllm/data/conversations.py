@@ -1,0 +1,38 @@
+"""Conversations from disk: a .jsonl file whose lines hold a list `messages` (see tokenizer/chat.py)."""
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyllm.data.records import field_of, json_records
+from tinyllm.tokenizer.chat import Message, check_messages
+
+EXAMPLE = {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages that belong together, and where they came from."""
+
+    messages: list[Message]
+    source: str
+
+
+def read_conversations(paths: Iterable[str | os.PathLike]) -> Iterator[Conversation]:
+    """The conversations of .jsonl files, in the order given. Fields besides `messages`, and in a message besides role and content, are left out.
+
+    Errors: FileNotFoundError, or ValueError in one line with file, line and field; also where a file holds no conversation, or one of
+    them no answer of the assistant, from which alone there is something to learn.
+    """
+    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file: expected a .jsonl file with a conversation on each line")
+        number = 0
+        for number, where, record in json_records(path, EXAMPLE):
+            messages = check_messages(field_of(record, "messages", where), where)
+            if all(message["role"] != "assistant" for message in messages):
+                raise ValueError(f"{where}: none of the messages is the assistant's, so there is nothing to learn: add an answer")
+            yield Conversation(messages, f"{path}:{number}")
+        if not number:
+            raise ValueError(f"{path}: the file holds no conversation")
