@@ -16,7 +16,15 @@ from tinyllm import ops
 
 FOLDER = Path(__file__).parent.parent / "examples"
 PATHS = sorted(FOLDER.glob("*.py"))
-SHORT = {"06_train_and_sample": ["--steps", "5"]}
+SHORT = {
+    "06_train_and_sample": ["--steps", "5"],
+    "07_classify": ["--steps", "5"],
+    "08_instruction_tuning": ["--steps", "5", "--tuning", "2"],
+    "09_reward_model_and_ppo": ["--steps", "4"],
+    "10_dpo": ["--steps", "2"],
+    "11_grpo_on_sums": ["--steps", "2"],
+    "13_deduplicate": ["--documents", "100"],
+}
 
 
 @pytest.fixture
@@ -40,8 +48,8 @@ def run(path, *arguments):
     return subprocess.run([sys.executable, path, *arguments], capture_output=True, encoding="utf-8", cwd=path.parent.parent, env=environment)
 
 
-def test_there_are_six():
-    assert [path.name[:2] for path in PATHS] == ["01", "02", "03", "04", "05", "06"]
+def test_they_are_numbered():
+    assert [path.name[:2] for path in PATHS] == ["01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "13"]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -245,6 +253,62 @@ def test_the_whole_pipeline_learns_more_than_frequencies_and_compresses_better_t
     figures = ex.run(ex.main.__defaults__[0], tmp_path)
     assert [step for step, _ in figures["losses"]] == list(range(1, ex.main.__defaults__[0] + 1))
     assert figures["evaluations"][-1][1] < figures["frequencies"] - 1.5 and figures["bits"] < figures["zlib"] - 0.3
+
+
+# ---- 07 ----
+
+
+def test_labels_show_none_of_the_tested_words(example):
+    ex = example("07")
+    rng = np.random.default_rng(0)
+    (known, labels), (unseen, _) = (ex.labelled(40, choose, rng) for choose in (lambda w: w[: ex.SHOWN], lambda w: w[ex.SHOWN :]))
+    words = {word for side in ex.WORDS.values() for word in side}
+    shown, tested = ({word for text in texts for word in re.findall(r"was (\w+)", text)} for texts in (known, unseen))
+    assert shown | tested == words and not shown & tested and labels == [0, 1] * 20
+
+
+@pytest.mark.slow
+def test_pretraining_is_what_tells_unseen_words_apart(example):
+    results, _, _ = example("07").run(250)
+    (_, every, _, scratch, _), (_, head, _, frozen, _), (_, adapter, _, adapted, _), (_, all_, _, tuned, _) = results
+    assert scratch < 0.75 and min(frozen, adapted, tuned) > 0.95 and all(loss < 0.05 for _, _, loss, _, _ in results)
+    assert head == 130 < adapter < all_ == every
+
+
+# ---- 08 ----
+
+
+def test_a_conversation_is_shown_token_by_token(example):
+    printed = run(PATHS[7], *SHORT[PATHS[7].stem]).stdout
+    ids, targets = re.search(r"^1\. (.*)\n   (.*)\n", printed).groups()
+    ids, targets = ids.split(), targets.split()
+    answer = ids.index("<|assistant|>")
+    assert targets == ["-"] * answer + ids[answer + 1 :] + ["<|end|>"]
+    assert float(re.search(r"scores within ([\d.e-]+)\.", printed)[1]) < 1e-4
+
+
+@pytest.mark.slow
+def test_tuning_makes_what_pretraining_knew_answerable(example):
+    before, after, adapted = example("08").run()
+    assert not any(ok for *_, ok in before) and sum(ok for *_, ok in after) >= 7 and sum(ok for *_, ok in adapted) >= 7
+
+
+# ---- 13 ----
+
+
+def test_duplicates_are_measured_as_printed():
+    printed = run(FOLDER / "13_deduplicate.py", *SHORT["13_deduplicate"]).stdout
+    shared, union, similarity = re.search(r"share (\d+) of (\d+): similarity ([\d.]+)", printed).groups()
+    assert float(similarity) == pytest.approx(int(shared) / int(union), abs=5e-4)
+    for k, *shares in re.findall(r"(\d+) orders: ([\d.]+) of them by definition, ([\d.]+)", printed):
+        assert all(abs(float(share) - float(similarity)) < 4 / (2 * int(k) ** 0.5) for share in shares)
+    rows = re.findall(r"^ +(0\.\d+) +([\d.]+) +([\d.]+)  \|", printed, re.M)
+    assert len(rows) == 6
+    for s, measured, formula in (map(float, row) for row in rows):
+        assert formula == pytest.approx(1 - (1 - s**8) ** 16, abs=5e-4)
+        assert abs(measured - formula) < 4 * math.sqrt(formula * (1 - formula) / 500) + 2e-3
+    naive, found = re.search(r"(\d+) repeat an earlier one", printed)[1], re.search(r"(\d+) found", printed)[1]
+    assert 5 < int(found) <= int(naive) <= int(found) + 3  # the bands miss one pair in twenty at the threshold
 
 
 # ---- pictures ----

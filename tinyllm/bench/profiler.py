@@ -40,7 +40,7 @@ PART_OF = {
     "kernels/cpu/decode.py": ATTENTION, "kernels/cpu/folded.py": ATTENTION,  # beside which norms and sums of a few rows are little
     "ops/norm.py": NORMS, "kernels/cpu/norms.py": NORMS,
     "ops/activations.py": ACTIVATIONS, "ops/erf.py": ACTIVATIONS, "kernels/cpu/activations.py": ACTIVATIONS,
-    "ops/cross_entropy.py": LOSS, "ops/losses.py": LOSS, "kernels/cpu/cross_entropy.py": LOSS,
+    "ops/cross_entropy.py": LOSS, "ops/losses.py": LOSS, "ops/preference.py": LOSS, "ops/policy.py": LOSS, "kernels/cpu/cross_entropy.py": LOSS,
     "ops/elementwise.py": ELEMENTWISE, "ops/embedding.py": ELEMENTWISE, "ops/reduce.py": ELEMENTWISE, "ops/shape.py": ELEMENTWISE,
     "ops/cast.py": ELEMENTWISE, "ops/dropout.py": ELEMENTWISE, "kernels/cpu/embedding.py": ELEMENTWISE,
     "kernels/cpu/block.py": ELEMENTWISE,  # itself only residual sums and biases: for all else it calls the other kernels
@@ -50,7 +50,7 @@ PART_OF = {
     "threads.py": CALLER, "kernels/cpu/blocks.py": CALLER, "bench": CALLER,
     "ops/__init__.py": PYTHON, "ops/cases.py": PYTHON, "kernels/__init__.py": PYTHON, "kernels/cpu/__init__.py": PYTHON,
     "kernels/cuda": PYTHON,  # which only launches
-    "tensor.py": PYTHON, "recompute.py": PYTHON, "nn": PYTHON, "train": PYTHON, "generate": PYTHON, "data": PYTHON, "tokenizer": PYTHON, "cli": PYTHON,
+    "tensor.py": PYTHON, "recompute.py": PYTHON, "nn": PYTHON, "train": PYTHON, "generate": PYTHON, "finetune": PYTHON, "align": PYTHON, "evaluate": PYTHON, "data": PYTHON, "tokenizer": PYTHON, "cli": PYTHON,
     "backend.py": PYTHON, "config.py": PYTHON, "memory.py": PYTHON, "anomaly.py": PYTHON, "gradcheck.py": PYTHON,
     "__init__.py": PYTHON, "__main__.py": PYTHON,
 }  # fmt: skip
