@@ -57,7 +57,7 @@ def encode_conversations(
 class InstructionBatches:
     """Batches of examples, in random order without repetition.
 
-    rows : which examples share a row, by number; by default each has its own. Shared rows carry document numbers.
+    rows : which examples share a row, by number (see `data.pack`); by default each has its own. Shared rows carry document numbers.
     """
 
     def __init__(self, examples: Sequence[Example], batch: int, seed: int, rows: Sequence[Sequence[int]] | None = None):
