@@ -78,7 +78,7 @@ BROKEN = [
     ("hellaswag", (HELLASWAG | {"label": ""},), "line 1: the field 'label' must be a number from 0, found ''"),
     ("hellaswag", (HELLASWAG | {"label": 4},), "line 1: the answer is number 4 of 4 choices"),
     ("hellaswag", (HELLASWAG, "{"), "line 2: not valid JSON"),
-    ("hellaswag", ("[1]",), "line 1: expected an object, found [1]"),
+    ("hellaswag", ("[1]",), "line 1: expected an object with a field 'activity_label', found a list"),
     ("hellaswag", (), "there are no items in it"),
     ("arc", (ARC, "", ARC | {"answerKey": "E"}), "line 3: the field 'answerKey' is 'E', but the choices are labelled A, B, C"),
     ("arc", (ARC | {"question": "Which?"},), "line 1: the field 'question' must be an object, found \"Which?\""),

@@ -20,13 +20,16 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tinyllm.data.text import decode
+from tinyllm.data.records import decode, json_records
 from tinyllm.evaluate.choices import check_question
 from tinyllm.evaluate.tasks import Item, Problem, Question, Task
 from tinyllm.evaluate.verifiers import last_number, number_in
 
 LETTERS = "ABCD"
 KINDS = {str: "a string", list: "a list", dict: "an object"}
+HELLASWAG = {"activity_label": "...", "ctx_a": "...", "ctx_b": "...", "endings": ["..."], "label": 0}  # what a line looks like
+ARC = {"question": {"stem": "...", "choices": [{"text": "...", "label": "A"}]}, "answerKey": "A"}
+GSM8K = {"question": "...", "answer": "... #### 72"}
 
 
 def read_mmlu(path: str | os.PathLike, shots: int = 0) -> Task:
@@ -65,7 +68,7 @@ def _mmlu_file(path: Path, subject: str) -> Iterator[Question]:
 
 def read_hellaswag(path: str | os.PathLike, shots: int = 0) -> Task:
     """The endings as choices. Subjects are WikiHow and ActivityNet, where source_id tells."""
-    return _task("hellaswag", path, shots, _hellaswag_item)
+    return _task("hellaswag", path, shots, _hellaswag_item, HELLASWAG)
 
 
 def _hellaswag_item(record: dict, where: str) -> Question:
@@ -85,7 +88,7 @@ def _cleaned(text: str) -> str:
 
 def read_arc(path: str | os.PathLike, shots: int = 0) -> Task:
     """The texts of the choices are ranked; a question may have three, four or five of them."""
-    return _task(Path(path).stem, path, shots, _arc_item)  # there are an easy and a hard set, which are usually given together
+    return _task(Path(path).stem, path, shots, _arc_item, ARC)  # there are an easy and a hard set, which are usually given together
 
 
 def _arc_item(record: dict, where: str) -> Question:
@@ -105,7 +108,7 @@ def _arc_item(record: dict, where: str) -> Question:
 
 def read_gsm8k(path: str | os.PathLike, shots: int = 0) -> Task:
     """Worked answers as they were published, calculator annotations (<<48/2=24>>) included: examples show them to the model."""
-    return _task("gsm8k", path, shots, _gsm8k_item, verifier=last_number, max_tokens=256, stop=("Question:",))
+    return _task("gsm8k", path, shots, _gsm8k_item, GSM8K, verifier=last_number, max_tokens=256, stop=("Question:",))
 
 
 def _gsm8k_item(record: dict, where: str) -> Problem:
@@ -116,26 +119,17 @@ def _gsm8k_item(record: dict, where: str) -> Problem:
     return Problem(f"Question: {question.strip()}\nAnswer:", solution.strip(), answer.strip())
 
 
-def _task(name: str, path: str | os.PathLike, shots: int, item: Callable[[dict, str], Item], **options) -> Task:
-    items = _items(path, item)
-    return Task(name, items, _items(_training_file(path), item) if shots else (), shots, **options)
+def _task(name: str, path: str | os.PathLike, shots: int, item: Callable[[dict, str], Item], example: dict, **options) -> Task:
+    items = _items(path, item, example)
+    return Task(name, items, _items(_training_file(path), item, example) if shots else (), shots, **options)
 
 
-def _items(path: str | os.PathLike, item: Callable[[dict, str], Item]) -> tuple[Item, ...]:
+def _items(path: str | os.PathLike, item: Callable[[dict, str], Item], example: dict) -> tuple[Item, ...]:
     """One for each line that is not empty."""
     path, found = Path(path), []
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        where = f"{path}, line {number}"
-        if not (text := decode(line, where)).strip():
-            continue
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: not valid JSON ({error})") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{where}: expected an object, found {text.strip()[:40]}")
+    for _, where, record in json_records(path, example):
         found.append(item(record, where))
         if isinstance(found[-1], Question):
             check_question(found[-1], where)
