@@ -11,7 +11,7 @@ FILES = sorted((ROOT / "tinyllm").rglob("*.py"))
 LEVELS = dict(
     backend=0, config=0, threads=0, memory=0, processes=0, tokenizer=0.5, anomaly=0.5, tensor=1, recompute=1.5, data=1, ops=2, gradcheck=2,
     optim=2, nn=3, kernels=3.5, train=4, generate=4,
-    finetune=5, align=5, evaluate=5, bench=5, cli=6,
+    finetune=5, align=5, evaluate=5, bench=5, stages=5.5, cli=6,
 )  # fmt: skip
 TEXT_TRUNK, MATH_TRUNK = {"tokenizer", "data"}, {"tensor", "ops", "nn", "optim", "gradcheck", "anomaly"}  # they first meet in train
 ALLOWED = {"numpy", "regex", "cupy", "cuda"}  # cupy where device_module asks for it, and cuda.pathfinder, which finds its libraries

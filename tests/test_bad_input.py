@@ -13,9 +13,8 @@ from tiny_run import ENVIRONMENT, ROOT, arguments, call, final_bytes, history, p
 
 from tinyllm.cli.main import main
 from tinyllm.data import open_shard
-from tinyllm.train import pretrain
+from tinyllm.stages import load_run, pretrain, stage
 from tinyllm.train.checkpoint import list_checkpoints
-from tinyllm.train.run import load_run
 
 
 def files(folder) -> dict:
@@ -206,11 +205,12 @@ def test_ctrl_c_during_preparation_leaves_no_half_run(tmp_path, capfd, monkeypat
         original(*args, **rest)
         raise KeyboardInterrupt
 
-    original = getattr(pretrain, place)
+    room = stage if place == "timed" else pretrain
+    original = getattr(room, place)
     plan = ["--minutes", 0.01] if place == "timed" else ["--steps", 2]
     command = arguments(tmp_path, "--tokenizer", "bpe", "--vocab-size", 270, *plan)
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain, place, interrupted)
+        patch.setattr(room, place, interrupted)
         assert refusal(capfd, tmp_path, command, status=130) == "stopped\n"
     assert main(command) == 0
 

@@ -15,7 +15,7 @@ from tinyllm.cli.arguments import Parser, add_config, config_from, given, number
 from tinyllm.cli.main import COMMANDS, main
 from tinyllm.config import option_name, setting
 from tinyllm.nn import TransformerConfig
-from tinyllm.train.config import PARTS
+from tinyllm.stages import PretrainConfig
 
 # What the main job must offer, whatever else it does.
 OPTIONS = """
@@ -45,11 +45,11 @@ def status(capsys, *words) -> tuple[int, str, str]:
 def test_every_promised_option_exists_and_every_setting_is_an_option():
     known = {option for action in train_parser()._actions for option in action.option_strings}
     assert not set(OPTIONS) - known
-    for kind in PARTS.values():
+    for kind in PretrainConfig.kinds().values():
         for field in dataclasses.fields(kind):
             assert option_name(field.name) in known  # vocab_size of the model is that of the data
     assert known == {"-h", "--help", "--out", "--resume"} | {
-        option for kind in PARTS.values() for field in dataclasses.fields(kind)
+        option for kind in PretrainConfig.kinds().values() for field in dataclasses.fields(kind)
         for option in [option_name(field.name)] + (["--no-" + option_name(field.name)[2:]] if "bool" in str(field.type) else [])
     }  # fmt: skip
 

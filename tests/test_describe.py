@@ -13,8 +13,9 @@ from tinyllm.nn import ARCHITECTURES, Transformer, TransformerConfig
 from tinyllm.nn.config import GATED, PLAIN, POSITIONS
 from tinyllm.nn.describe import describe
 from tinyllm.optim import AdamW
+from tinyllm.stages import PretrainConfig
 from tinyllm.tensor import no_grad
-from tinyllm.train.config import RunConfig, TrainConfig
+from tinyllm.train.config import TrainConfig
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +175,7 @@ def test_table_of_every_choice(capsys):
 def test_a_run(capsys, tmp_path):
     """The saved model and batch; another batch where one is given."""
     model = TransformerConfig(vocab_size=300, layers=1, heads=2, width=16, context=8)
-    RunConfig(model=model, train=TrainConfig(batch=3)).checked().save(tmp_path / "config.json")
+    PretrainConfig(model=model, train=TrainConfig(batch=3)).checked().save(tmp_path / "config.json")
     options = "--vocab-size 300 --layers 1 --heads 2 --width 16 --context 8 --batch".split()
     assert described(capsys, str(tmp_path)) == described(capsys, *options, "3")
     assert described(capsys, str(tmp_path), "--batch", "5") == described(capsys, *options, "5")

@@ -16,7 +16,7 @@ from tinyllm.evaluate import Card, Curve, Metric, Result, Scores, write_card
 from tinyllm.evaluate.card import html, markdown, number
 from tinyllm.evaluate.charts import Bar, bar_chart, line_chart, nice_ticks
 from tinyllm.evaluate.report import averaged
-from tinyllm.train.run import load_run
+from tinyllm.stages import load_run
 
 ACC, LOSS = Metric("acc", "accuracy"), Metric("bits_per_byte", "bits per byte", better="lower", percent=False)
 NASTY = "a|b\n<script>alert(1)</script> & *x* `y` [z](w) \\ é\x00"

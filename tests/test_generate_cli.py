@@ -10,7 +10,7 @@ import pytest
 
 from tinyllm.cli.main import main
 from tinyllm.generate import SamplingConfig, complete
-from tinyllm.train.run import load_run
+from tinyllm.stages import load_run
 
 ROOT = Path(__file__).resolve().parent.parent
 

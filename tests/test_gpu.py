@@ -16,8 +16,9 @@ from tinyllm.backend import array_module
 from tinyllm.cli.main import main
 from tinyllm.kernels.cuda.linear import times
 from tinyllm.kernels.cuda.storage import dtype_of
+from tinyllm.stages import load_run
 from tinyllm.train.checkpoint import list_checkpoints
-from tinyllm.train.run import Run, load_run, read_log
+from tinyllm.train.run import Run, read_log
 from tinyllm.train.safetensors import load
 
 gpu_only = pytest.mark.gpu

@@ -23,8 +23,8 @@ from tinyllm.threads import _blas, threads
 from tinyllm.train import parallel
 from tinyllm.train.config import TrainConfig
 from tinyllm.train.loop import train
+from tinyllm.train.next_token import next_token_loss
 from tinyllm.train.parallel import DataParallel, Team
-from tinyllm.train.pretrain import next_token_loss
 from tinyllm.train.store import Store
 from tinyllm.train.trainer import Diverged, Trainer
 

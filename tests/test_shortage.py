@@ -15,7 +15,7 @@ from tinyllm.nn import Transformer, TransformerConfig
 from tinyllm.nn.describe import describe
 from tinyllm.nn.device_memory import FUSED_HEADS, FUSED_MLPS, FUSED_MULTIPLE, SLICE_BYTES, SLICE_ROWS, WORKSPACE, device_memory, fused
 from tinyllm.train import next_token_loss, shortage
-from tinyllm.train.config import DataConfig, RunConfig, TrainConfig
+from tinyllm.train.config import RunConfig, TrainConfig
 from tinyllm.train.shortage import shortage_explained
 from tinyllm.train.trainer import Trainer
 
@@ -66,7 +66,7 @@ def said_of(config: RunConfig, error: MemoryError | None = None) -> str:
 
 def test_only_what_helps_is_advised(device):
     def config(device="cuda", batch=8, **model):
-        return RunConfig(DataConfig(), TransformerConfig(**model).resolved(), TrainConfig(batch=batch, device=device))
+        return RunConfig(TransformerConfig(**model).resolved(), TrainConfig(batch=batch, device=device))
 
     said = said_of(config())
     assert re.search(r"try a smaller --batch \(.*\), --precision bf16, --recompute, --attention tiled, a smaller --context", said)

@@ -13,14 +13,14 @@ from tinyllm.cli.main import main
 from tinyllm.data import IGNORE, Batch
 from tinyllm.nn import Transformer, TransformerConfig
 from tinyllm.optim import LossScaler, OutlierDetector
+from tinyllm.stages import load_run
 from tinyllm.train import trainer as trainer_module
 from tinyllm.train.checkpoint import list_checkpoints, load_checkpoint
 from tinyllm.train.config import TrainConfig
 from tinyllm.train.loop import mean_loss
 from tinyllm.train.loop import train as loop
-from tinyllm.train.pretrain import next_token_loss
+from tinyllm.train.next_token import next_token_loss
 from tinyllm.train.progress import Progress
-from tinyllm.train.run import load_run
 from tinyllm.train.trainer import Diverged, Trainer
 
 CONFIG = TransformerConfig(vocab_size=11, layers=1, heads=2, width=8, context=6)

@@ -10,8 +10,9 @@ import pytest
 from tiny_run import ENVIRONMENT, ROOT, arguments, back_to, call, final_bytes, history, nervous, program, train
 
 from tinyllm.cli.main import main
+from tinyllm.stages import load_run
 from tinyllm.train.checkpoint import list_checkpoints, load_checkpoint
-from tinyllm.train.run import load_run, read_log
+from tinyllm.train.run import read_log
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="sends signals")
 

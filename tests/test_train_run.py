@@ -15,12 +15,11 @@ from tinyllm.data import open_shard
 from tinyllm.nn import Transformer
 from tinyllm.nn.describe import describe
 from tinyllm.processes import ProcessGroup
+from tinyllm.stages import STAGES, DataConfig, PretrainConfig, Validation, Work, load_run, stage, stage_config
 from tinyllm.threads import available_cores
-from tinyllm.tokenizer import load_tokenizer
-from tinyllm.train import pretrain
 from tinyllm.train.checkpoint import list_checkpoints, load_checkpoint, step_of
-from tinyllm.train.config import DataConfig, RunConfig, TrainConfig
-from tinyllm.train.run import Log, Run, load_run, new_run, read_log
+from tinyllm.train.config import TrainConfig
+from tinyllm.train.run import Log, Run, new_run, read_log
 from tinyllm.train.store import Store, best_step
 
 SUMMARY = {
@@ -44,7 +43,7 @@ def test_folder_holds_everything_and_nothing_else(done):
 
 
 def test_config_is_whole_and_every_none_is_filled_in(done):
-    config = RunConfig.load(done / "config.json")
+    config = stage_config(Run(done))
     assert config.checked() == config
     assert (config.train.steps, config.train.warmup, config.train.min_lr) == (30, 2, 0.003)
     assert (config.data.tokenizer, config.data.val_fraction, config.model.vocab_size) == ("char", 0.1, len(set(text())))
@@ -151,11 +150,9 @@ def test_a_damaged_newest_checkpoint_does_not_hide_the_others(done, tmp_path):
 
 def test_epochs_visit_every_window_once(tmp_path):
     run = train(tmp_path, "--epochs", "--steps", 5, "--accumulate", 2)
-    config = RunConfig.load(run / "config.json")
-    tokens = open_shard(run / "data" / "train.bin").tokens
-    data = SimpleNamespace(train=SimpleNamespace(tokens=tokens), val=None)
-    batches, _ = pretrain._batches(config, data, load_tokenizer(run / "tokenizer.json"))
-    rows = [row.tobytes() for n in range(20) for micro in batches(n) for row in micro.ids]
+    model, tokenizer, config = load_run(run)
+    work = STAGES["pretrain"].open(config, Run(run), tokenizer, model)
+    rows = [row.tobytes() for n in range(20) for micro in work.batches(n) for row in micro.ids]
     assert len(set(rows)) == len(rows) == 20 * 2 * 4
 
 
@@ -229,7 +226,7 @@ def test_tokenizer_from_a_file_or_a_run(tmp_path, plain):
 
 
 def test_defaults_are_three_minutes_on_the_standard_library():
-    config = RunConfig().checked()
+    config = PretrainConfig().checked()
     assert config.data == DataConfig(val_fraction=0.02) and config.train.steps is None and config.train.minutes is None
     planned = TrainConfig().planned(1000)
     assert (planned.warmup, planned.min_lr, planned.eval_every, planned.checkpoint_every) == (100, 2e-4, 100, 100)
@@ -252,8 +249,8 @@ def test_plan_for_a_given_time(monkeypatch, settings, seconds):
     """On a clock that a gradient moves by 0.2 s and an evaluation's batch by a third of a micro-batch's share, the plan fills the time."""
     clock, settings = [100.0], dict(settings)
     val = settings.pop("val", True)
-    config = RunConfig(train=TrainConfig(batch=2, **settings), model=dataclasses.replace(RunConfig().model, context=10))
-    data = SimpleNamespace(val=range(600) if val else None)
+    config = PretrainConfig(train=TrainConfig(batch=2, **settings), model=dataclasses.replace(PretrainConfig().model, context=10))
+    work = Work(lambda n: [], None, Validation(30, None) if val else None)
 
     class Clockwork:
         step, team = 0, SimpleNamespace(size_for=lambda batches: 1, group=ProcessGroup())
@@ -264,16 +261,16 @@ def test_plan_for_a_given_time(monkeypatch, settings, seconds):
             clock[0] += 0.2
             return 1.0, 1.0
 
-    monkeypatch.setattr(pretrain, "Trainer", Clockwork)
-    monkeypatch.setattr(pretrain, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    plan = pretrain.timed(None, lambda n: [], config, data, seconds)
+    monkeypatch.setattr(stage, "Trainer", Clockwork)
+    monkeypatch.setattr(stage, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    plan = stage.timed(None, work, config.train, seconds)
     partial = 0.2 / 3 / plan.accumulate * min(30, plan.eval_batches) if val else 0.0
     evaluations = -(-plan.steps // plan.planned(plan.steps).eval_every)
     used = (clock[0] - 100) + plan.steps * 0.2 + (1 + evaluations) * partial + (0.2 / 3 / plan.accumulate * 30 if val else 0)
     assert 0.85 * seconds < used <= seconds + 1
     if plan.eval_every != config.train.eval_every:
         assert 1 <= evaluations <= 10 and (evaluations == 1 or evaluations * partial <= 0.11 * seconds)
-    assert pretrain.timed(None, lambda n: [], config, data, seconds=0.5).steps == 1
+    assert stage.timed(None, work, config.train, seconds=0.5).steps == 1
 
 
 def test_minutes_are_kept(tmp_path):
@@ -282,7 +279,7 @@ def test_minutes_are_kept(tmp_path):
     run = train(tmp_path, "--minutes", 0.02, "--eval-batches", 4)
     assert 0.3 * 1.2 < time.perf_counter() - started < 4 * 1.2
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["steps"] == RunConfig.load(run / "config.json").train.steps > 20
+    assert summary["steps"] == stage_config(Run(run)).train.steps > 20
 
 
 # The log
@@ -310,15 +307,15 @@ def test_library_use_without_a_command_line(tmp_path):
     """start() is the whole job for a program: lists of settings in, a trained model out."""
     (tmp_path / "a.txt").write_text(text(), encoding="utf-8")
     said = []
-    config = RunConfig(
-        DataConfig(data=(str(tmp_path / "a.txt"),), tokenizer="char"),
-        dataclasses.replace(RunConfig().model, layers=1, heads=2, width=16, context=16),
-        TrainConfig(steps=3, batch=2),
+    config = PretrainConfig(
+        data=DataConfig(data=(str(tmp_path / "a.txt"),), tokenizer="char"),
+        model=dataclasses.replace(PretrainConfig().model, layers=1, heads=2, width=16, context=16),
+        train=TrainConfig(steps=3, batch=2),
     )
-    outcome = pretrain.start(config, Run(tmp_path / "new" / "run"), said.append)
+    outcome = stage.start(config, Run(tmp_path / "new" / "run"), said.append)
     assert isinstance(outcome.trainer.model, Transformer) and outcome.trainer.step == 3 and said[0].startswith("text: 1 document, ")
     with pytest.raises(ValueError, match="holds a run already"):
-        pretrain.start(config, Run(tmp_path / "new" / "run"), said.append)
+        stage.start(config, Run(tmp_path / "new" / "run"), said.append)
     assert main(["sample", str(tmp_path / "new" / "run"), "--prompt", "the", "--max-tokens", "3"]) == 0
 
 

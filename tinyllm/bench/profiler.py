@@ -50,7 +50,7 @@ PART_OF = {
     "threads.py": CALLER, "kernels/cpu/blocks.py": CALLER, "bench": CALLER,
     "ops/__init__.py": PYTHON, "ops/cases.py": PYTHON, "kernels/__init__.py": PYTHON, "kernels/cpu/__init__.py": PYTHON,
     "kernels/cuda": PYTHON,  # which only launches
-    "tensor.py": PYTHON, "recompute.py": PYTHON, "nn": PYTHON, "train": PYTHON, "generate": PYTHON, "finetune": PYTHON, "align": PYTHON, "evaluate": PYTHON, "data": PYTHON, "tokenizer": PYTHON, "cli": PYTHON,
+    "tensor.py": PYTHON, "recompute.py": PYTHON, "nn": PYTHON, "train": PYTHON, "generate": PYTHON, "finetune": PYTHON, "align": PYTHON, "evaluate": PYTHON, "stages": PYTHON, "data": PYTHON, "tokenizer": PYTHON, "cli": PYTHON,
     "backend.py": PYTHON, "config.py": PYTHON, "memory.py": PYTHON, "anomaly.py": PYTHON, "gradcheck.py": PYTHON,
     "__init__.py": PYTHON, "__main__.py": PYTHON,
 }  # fmt: skip

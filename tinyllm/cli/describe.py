@@ -7,7 +7,9 @@ from tinyllm.cli.arguments import add_config, config_from, given, whole_number
 from tinyllm.nn import TransformerConfig
 from tinyllm.nn.describe import Description, describe
 from tinyllm.nn.device_memory import device_memory
-from tinyllm.train.config import VOCAB_SIZE, RunConfig, TrainConfig
+from tinyllm.stages import stage_config
+from tinyllm.stages.pretrain import VOCAB_SIZE
+from tinyllm.train.config import TrainConfig
 from tinyllm.train.run import Run
 
 
@@ -29,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     if args.run is not None:
         if options := [*given(args, TransformerConfig), *(["vocab_size"] if args.vocab_size else [])]:
             raise ValueError(f"describe takes a run or settings, not both: leave out --{options[0].replace('_', '-')} or {args.run}")
-        saved = RunConfig.load(Run(args.run).config)
+        saved = stage_config(Run(args.run))
         config, batch = saved.model, args.batch or saved.train.batch
     else:
         config = dataclasses.replace(config, vocab_size=args.vocab_size or VOCAB_SIZE)

@@ -11,8 +11,9 @@ from tinyllm.evaluate.card import number, with_error
 from tinyllm.evaluate.styles import STYLES, style_of
 from tinyllm.evaluate.suite import SPELLING
 from tinyllm.nn.describe import describe
+from tinyllm.stages import load_run
 from tinyllm.train.config import WHERE
-from tinyllm.train.run import Run, load_run
+from tinyllm.train.run import Run
 
 say = functools.partial(print, flush=True)
 

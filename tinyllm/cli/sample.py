@@ -8,8 +8,8 @@ from pathlib import Path
 from tinyllm.backend import DEVICES
 from tinyllm.cli.arguments import add_config, config_from
 from tinyllm.generate import Completion, SamplingConfig, stream
+from tinyllm.stages import load_run
 from tinyllm.train.config import WHERE
-from tinyllm.train.run import load_run
 
 AT_ONCE = 16  # prompts that share a batch
 # What a model writes must not command the terminal: control characters are shown as the pictures that Unicode has for them.

@@ -2,7 +2,8 @@
 
     FOLDER/step-000200/model.safetensors        weights
                        optimizer.safetensors    what the optimizer remembers
-                       state.json               everything else, and the SHA-256 of all three
+                       rollout.safetensors      where there is one: the answers that updates are being made from (see align/)
+                       state.json               everything else, and the SHA-256 of all others
 
 A save writes into step-000200.tmp, makes every byte durable, then renames the folder, which is one step for everybody else. So a
 process killed at any moment leaves either no step-000200 or a complete one. A step that is saved again is first renamed to
@@ -23,7 +24,7 @@ import numpy as np
 from tinyllm.data.atomic import atomic_file, sync_folder
 from tinyllm.train import safetensors
 
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+MODEL, OPTIMIZER, ROLLOUT, STATE = "model.safetensors", "optimizer.safetensors", "rollout.safetensors", "state.json"
 VISIBLE = re.compile(r"step-(\d{6,})(\.replaced)?")
 UNFINISHED, REPLACED = ".tmp", ".replaced"
 
@@ -36,6 +37,7 @@ class Checkpoint:
     step: int
     model: dict[str, np.ndarray]
     optimizer: dict[str, np.ndarray]
+    rollout: dict[str, np.ndarray]
     state: dict[str, Any]
 
 
@@ -45,6 +47,7 @@ def save_checkpoint(
     model: dict[str, np.ndarray],
     optimizer: dict[str, np.ndarray],
     state: dict[str, Any],
+    rollout: dict[str, np.ndarray] | None = None,
 ) -> Path:
     """Write a checkpoint and return its path. One process at a time may save into a folder.
 
@@ -58,7 +61,7 @@ def save_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
         _tidy(folder)
         unfinished.mkdir()
-        _write_files(unfinished, step, model, optimizer, state)
+        _write_files(unfinished, step, {MODEL: model, OPTIMIZER: optimizer} | ({ROLLOUT: rollout} if rollout else {}), state)
         _give_name(unfinished, final)
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -70,10 +73,10 @@ def save_checkpoint(
     return final
 
 
-def _write_files(folder: Path, step: int, model: dict, optimizer: dict, state: dict) -> None:
-    safetensors.save(folder / MODEL, model)
-    safetensors.save(folder / OPTIMIZER, optimizer)
-    content = {"step": step, "sha256": {name: _sha256(folder / name) for name in (MODEL, OPTIMIZER)}, "state": state}
+def _write_files(folder: Path, step: int, files: dict[str, dict], state: dict) -> None:
+    for name, arrays in files.items():
+        safetensors.save(folder / name, arrays)
+    content = {"step": step, "sha256": {name: _sha256(folder / name) for name in files}, "state": state}
     try:
         content["checksum"] = _checksum(content)
     except TypeError as error:
@@ -157,15 +160,14 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 def _load(path: Path) -> Checkpoint:
     content = _verify(path)
-    model, optimizer = safetensors.load(path / MODEL), safetensors.load(path / OPTIMIZER)
-    return Checkpoint(path, content["step"], model, optimizer, content["state"])
+    model, optimizer, rollout = (safetensors.load(path / name) if name in content["sha256"] else {} for name in (MODEL, OPTIMIZER, ROLLOUT))
+    return Checkpoint(path, content["step"], model, optimizer, rollout, content["state"])
 
 
 def _verify(path: Path) -> dict[str, Any]:
-    """The content of state.json, once all three files are found to be as they were written."""
-    for name in (STATE, MODEL, OPTIMIZER):
-        if not (path / name).is_file():
-            raise ValueError(f"{path / name} is missing")
+    """The content of state.json, once all files are found to be as they were written."""
+    if not (path / STATE).is_file():
+        raise ValueError(f"{path / STATE} is missing")
     try:
         content = json.loads((path / STATE).read_bytes())
         sound = content.pop("checksum") == _checksum(content)
@@ -173,8 +175,10 @@ def _verify(path: Path) -> dict[str, Any]:
         sound = False
     if not sound:
         raise ValueError(f"{path / STATE} is damaged: its checksum does not match")
-    for name in (MODEL, OPTIMIZER):
-        if _sha256(path / name) != content["sha256"][name]:
+    for name, sha256 in content["sha256"].items():
+        if not (path / name).is_file():
+            raise ValueError(f"{path / name} is missing")
+        if _sha256(path / name) != sha256:
             raise ValueError(f"{path / name} is damaged: its SHA-256 is not the one in {STATE}")
     return content
 

@@ -1,8 +1,11 @@
 """Everything that decides what a training run does. The command line is generated from these classes (see tinyllm.config)."""
 import dataclasses
 import json
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar, Self
 
 from tinyllm.backend import DEVICES
 from tinyllm.config import check, from_dict, option_name, setting, value_type
@@ -12,33 +15,6 @@ from tinyllm.optim import SCHEDULES
 from tinyllm.threads import available_cores
 
 WHERE = "where to compute: cuda is an NVIDIA GPU, through CuPy"  # help of --device
-VOCAB_SIZE = 2048  # of a bpe tokenizer, where nothing else is asked for and the text is not small
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which text, and how it becomes tokens."""
-
-    data: tuple[str, ...] = setting(
-        (), "text, .jsonl with a text field, or folders of them (default: the Python standard library's sources)",
-        metavar="FILE_OR_FOLDER", several=True,
-    )  # fmt: skip
-    tokenizer: str = setting(
-        "bpe", "bpe or char, trained on the text, or a tokenizer file or run folder to take it from", metavar="bpe|char|PATH"
-    )
-    vocab_size: int | None = setting(
-        None, f"entries of a bpe tokenizer (default: {VOCAB_SIZE}; for short texts 257 + one for each 250 characters)", minimum=257
-    )
-    val_fraction: float | None = setting(
-        None, "share of the text that is set aside for validation (default: 0.1; of the standard library 0.02)", minimum=0, maximum=0.9
-    )
-    epochs: bool = setting(False, "go through the text without repetition, instead of drawing windows at random")
-    document_mask: bool = setting(False, "a token sees its own document only, not those before it in the window")
-
-    def resolved(self) -> "DataConfig":
-        """The same config with val_fraction filled in."""
-        fraction = (0.1 if self.data else 0.02) if self.val_fraction is None else self.val_fraction
-        return dataclasses.replace(self, val_fraction=fraction)
 
 
 @dataclass(frozen=True)
@@ -85,23 +61,29 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The whole of a run: what config.json holds."""
+    """The whole of a run: what config.json holds. Each stage has a subclass, with parts of its own beside these two (see stages/)."""
 
-    data: DataConfig = field(default_factory=DataConfig)
+    stage: ClassVar[str]
     model: TransformerConfig = field(default_factory=TransformerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
-    def checked(self) -> "RunConfig":
-        """Itself, with data and model resolved. Raises ValueError for the first setting that makes no sense."""
-        check(self.data)
-        check(self.train)
+    @classmethod
+    def kinds(cls) -> dict[str, type]:
+        """The parts: {name: its class}. No two of them have a setting of the same name."""
+        hints = typing.get_type_hints(cls)
+        return {field_.name: hints[field_.name] for field_ in dataclasses.fields(cls)}
+
+    def parts(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.kinds()}
+
+    def checked(self) -> Self:
+        """Itself, with the model resolved. Raises ValueError for the first setting that makes no sense."""
+        for name, part in self.parts().items():
+            if name != "model":  # whose limits resolved() looks at, with more
+                check(part)
         if self.train.min_lr is not None and self.train.min_lr > self.train.lr:
             raise ValueError(f"--min-lr {self.train.min_lr} is above --lr {self.train.lr}, the highest learning rate")
-        if self.data.vocab_size is not None and self.data.tokenizer != "bpe":
-            raise ValueError(f"--vocab-size goes with --tokenizer bpe alone, {self.data.tokenizer} has a size of its own: leave it out")
-        if self.data.document_mask and self.data.tokenizer == "char":
-            raise ValueError("--document-mask needs a tokenizer with <|endoftext|>, which char has not: use --tokenizer bpe")
-        return dataclasses.replace(self, data=self.data.resolved(), model=self.model.resolved())
+        return dataclasses.replace(self, model=self.model.resolved())
 
     def save(self, path: Path) -> None:
         with atomic_file(path) as file:
@@ -109,26 +91,36 @@ class RunConfig:
 
     def to_json(self) -> dict:
         """Plain dictionaries and lists, as JSON gives them back."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
-    @staticmethod
-    def load(path: Path) -> "RunConfig":
-        """Read config.json. Raises FileNotFoundError or ValueError, naming the file and what is wrong in it."""
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: not found, so {path.parent} is not a run folder of tinyllm train")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(content, dict) or not all(isinstance(content.get(name), dict) for name in PARTS):
-                raise ValueError(f"it must be an object with {', '.join(PARTS)}")
-            config = RunConfig(**{name: from_dict(kind, content[name], str(path)) for name, kind in PARTS.items()})
-            for name in PARTS:
-                _check_types(getattr(config, name))
-            return config.checked()
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is damaged: {error}; put back what it was, or start a new run") from error
+        return {"stage": self.stage} | json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-PARTS = {"data": DataConfig, "model": TransformerConfig, "train": TrainConfig}
+def load_config(path: Path, kinds: Mapping[str, type[RunConfig]]) -> RunConfig:
+    """Read config.json as the class of the stage that it names. Raises FileNotFoundError or ValueError, naming the file and what is wrong."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found, so {path.parent} is not a run folder of tinyllm train")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kind = _kind(content, kinds)
+        parts = kind.kinds()
+        if not all(isinstance(content.get(name), dict) for name in parts):
+            raise ValueError(f"it must be an object with {', '.join(parts)}")
+        config = kind(**{name: from_dict(part, content[name], str(path)) for name, part in parts.items()})
+        for part in config.parts().values():
+            _check_types(part)
+        return config.checked()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}; put back what it was, or start a new run") from error
+
+
+def _kind(content, kinds):
+    if not isinstance(content, dict):
+        raise ValueError("it must be an object")
+    stage = content.get("stage", "pretrain")  # the only one there was when folders did not name theirs
+    if stage not in kinds:
+        raise ValueError(f"stage {stage!r} is unknown: it is one of {', '.join(kinds)}")
+    return kinds[stage]
+
+
 FREE_ON_RESUME = ("device", "precision", "deterministic", "log_every", "keep", "checkpoint_every")  # the last bits may differ, the task not
 
 
@@ -145,7 +137,7 @@ def _check_types(config) -> None:
 
 def refuse_changes(saved: RunConfig, given: dict[str, object]) -> None:
     """Raise ValueError for the first explicitly given option that differs from the run that is to be resumed."""
-    known = {name: value for part in (saved.data, saved.model, saved.train) for name, value in dataclasses.asdict(part).items()}
+    known = {name: value for part in saved.parts().values() for name, value in dataclasses.asdict(part).items()}
     for name, value in given.items():
         if name in known and name not in FREE_ON_RESUME and value != known[name]:
             raise ValueError(
@@ -156,8 +148,9 @@ def refuse_changes(saved: RunConfig, given: dict[str, object]) -> None:
 
 def refuse_edits(trained: dict, config: RunConfig, checkpoint: Path) -> None:
     """Raise ValueError where config.json no longer says what a checkpoint was trained with (its `trained`, as to_json() gave it)."""
-    for part, values in config.to_json().items():
-        for name, value in values.items():
+    now = config.to_json()
+    for part in config.kinds():
+        for name, value in now[part].items():
             before = trained[part].get(name, value)  # a setting that is newer than the checkpoint had its default
             if name not in FREE_ON_RESUME and value != before:
                 where = checkpoint.parent.parent / "config.json"

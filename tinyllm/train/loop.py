@@ -34,6 +34,7 @@ def train(
     config: TrainConfig,
     *,
     validation: Callable[[], Iterable] | None = None,
+    measure: Callable[[], dict[str, float]] | None = None,
     store: Store | None = None,
     observers: Sequence[Observer] = (),
     stop: StopRequest | None = None,
@@ -44,7 +45,7 @@ def train(
     batches(n) : the micro-batches of step n, each with a `weight` (targets that count); a pure function of n, so that a resumed run
         gets the same ones.
     loss_fn(model, batch, rng) : mean loss of a batch; rng is None in evaluation.
-    validation() : the batches of an evaluation.      store : where checkpoints go and where the newest is resumed from.
+    validation() : the batches of an evaluation.      measure() : further figures for its record.      store : where checkpoints go and where the newest is resumed from.
     observers : called with each record (a dict with an "event": step, evaluation, checkpoint), for logs and displays. There is one of
         every config.log_every-th step, and of those with an evaluation or a checkpoint.
     stop : when requested, the loop saves and returns after the current step.
@@ -58,22 +59,23 @@ def train(
     if trainer.step == config.steps:  # restored after the last step: no batch to ask for, no process to start
         return outcome
 
-    def evaluation():
+    def validation_loss():
         return mean_loss(model, loss_fn, validation(), trainer.team)
 
-    with DataParallel(trainer, batches, evaluation) as parallel:
-        _go_through(outcome, parallel, validation is not None, store, observers, stop)
+    with DataParallel(trainer, batches, validation_loss if validation else None) as parallel:
+        _go_through(outcome, parallel, measure, store, observers, stop)
     return outcome
 
 
-def _go_through(outcome, parallel, validate, store, observers, stop) -> None:
+def _go_through(outcome, parallel, measure, store, observers, stop) -> None:
     trainer = outcome.trainer
     config = trainer.config
-    every = [trainer.log_every, *([config.eval_every] if validate else []), *([config.checkpoint_every] if store else [])]
+    evaluates = parallel.evaluation is not None or measure is not None
+    every = [trainer.log_every, *([config.eval_every] if evaluates else []), *([config.checkpoint_every] if store else [])]
     started = time.perf_counter() - outcome.seconds
     tell = _teller(observers, lambda: time.perf_counter() - started)
-    if trainer.step == 0 and validate:
-        _evaluate(outcome, parallel, tell)
+    if trainer.step == 0 and evaluates:
+        _evaluate(outcome, parallel, measure, tell)
     begin, unlogged = time.perf_counter(), 0
     while trainer.step < config.steps:
         unlogged += parallel.update()
@@ -85,8 +87,8 @@ def _go_through(outcome, parallel, validate, store, observers, stop) -> None:
         outcome.tokens += unlogged
         tell(record | dict(tokens=outcome.tokens, tokens_per_second=speed))
         improved = False
-        if validate and (last or trainer.step % config.eval_every == 0):
-            improved = _evaluate(outcome, parallel, tell)
+        if evaluates and (last or trainer.step % config.eval_every == 0):
+            improved = _evaluate(outcome, parallel, measure, tell)
         outcome.seconds = time.perf_counter() - started
         outcome.interrupted = stop is not None and bool(stop) and not last
         if store is not None and (last or improved or outcome.interrupted or trainer.step % config.checkpoint_every == 0):
@@ -116,15 +118,19 @@ def mean_loss(model: Module, loss_fn: LossFunction, batches: Iterable, team: Tea
     return total / max(weight, 1)
 
 
-def _evaluate(outcome: Outcome, parallel: DataParallel, tell: Observer) -> bool:
-    """Whether the loss is the best so far."""
-    trainer, loss = outcome.trainer, parallel.evaluate()
+def _evaluate(outcome: Outcome, parallel: DataParallel, measure, tell: Observer) -> bool:
+    """Whether the loss is the best so far; there may be none, where a stage has nothing but figures to measure."""
+    step, figures = outcome.trainer.step, {} if measure is None else measure()
+    if parallel.evaluation is None:
+        tell(dict(event="evaluation", step=step, val_loss=None) | figures)
+        return False
+    loss = parallel.evaluate()
     improved = outcome.best_val_loss is None or loss < outcome.best_val_loss
     if improved:
         outcome.best_val_loss = loss
-    outcome.evaluations.append((trainer.step, loss))
-    tell(dict(event="evaluation", step=trainer.step, val_loss=loss))
-    return improved and trainer.step > 0
+    outcome.evaluations.append((step, loss))
+    tell(dict(event="evaluation", step=step, val_loss=loss) | figures)
+    return improved and step > 0
 
 
 def _teller(observers, clock) -> Observer:

@@ -15,6 +15,7 @@ class Progress:
         self.stream = stream or sys.stdout
         self.live = self.stream.isatty()
         self.val_loss: float | None = None
+        self.figures: dict[str, float] = {}  # of the newest evaluation and rollout, besides the loss
         self.smooth: dict[str, float] = {}
         self.first: dict | None = None
         self.last: dict | None = None
@@ -39,25 +40,36 @@ class Progress:
         left = duration((self.steps - record["step"]) * pace) if pace else "?"
         norm = "overflow" if record["grad_norm"] is None else f"{record['grad_norm']:.2f}"
         val = "     -" if self.val_loss is None else f"{self.val_loss:6.3f}"
+        figures = "".join(f"{name} {figure(value)}  " for name, value in self.figures.items())
         return (
-            f"step {record['step']:>{len(str(self.steps))}}/{self.steps}  loss {self.smooth.get('loss', float('nan')):6.3f}  val {val}  "
+            f"step {record['step']:>{len(str(self.steps))}}/{self.steps}  loss {self.smooth.get('loss', float('nan')):6.3f}  val {val}  {figures}"
             f"lr {record['lr']:.1e}  grad {norm}  {self.smooth['tokens_per_second']:7,.0f} tok/s  {left} left"
         )
 
     def _evaluation(self, record):
         self.val_loss = record["val_loss"]
+        self.figures |= {name: value for name, value in record.items() if name not in ("event", "step", "seconds", "val_loss")}
         if self.live:
             self.stream.write("\r\x1b[K")
         if record["step"] == 0:
-            print(f"before training: validation loss {self.val_loss:.3f}", file=self.stream)
+            known = ([] if self.val_loss is None else [f"validation loss {self.val_loss:.3f}"]) + [f"{n} {figure(v)}" for n, v in self.figures.items()]
+            print(f"before training: {', '.join(known)}", file=self.stream)
         else:
             print(self._line(self.last), file=self.stream)
             if self.sample is not None and record["step"] < self.steps:
                 print(f"    {self.sample()}", file=self.stream)
         self.stream.flush()
 
+    def _rollout(self, record):
+        self.figures |= {name: record[name] for name in ("reward", "length")}
+
     def _checkpoint(self, record):
         pass  # said at the end; in between it would only push the samples away
+
+
+def figure(value: float) -> str:
+    """A share, a length or a loss in four digits or so: 0.934, 12.5, 310."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def duration(seconds: float) -> str:

@@ -1,8 +1,9 @@
-"""A run folder: everything that belongs to one training run, and how to get the model back from it.
+"""A run folder: everything that belongs to one training run. It needs nothing outside of it, to be resumed or to be used.
 
     RUN/config.json        the whole configuration          RUN/checkpoints/step-…/   weights, optimizer, state (see checkpoint)
     RUN/tokenizer.json     text <-> ids                     RUN/log.jsonl             a record for each step and evaluation
-    RUN/data/              token shards                     RUN/summary.json          how it ended
+    RUN/data/              what it learns from              RUN/summary.json          how it ended
+    RUN/base/              the model that it began from, where there was one (see stages/base)
 
 While the text is being prepared there is a file RUN/preparing and no config.json: nothing has been trained yet.
 """
@@ -18,12 +19,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-from tinyllm.backend import device_module, random_stream
 from tinyllm.data.atomic import atomic_file
-from tinyllm.nn import Transformer
-from tinyllm.tokenizer import Tokenizer, load_tokenizer
-from tinyllm.train.config import RunConfig
-from tinyllm.train.store import Store
 
 
 class Run:
@@ -33,6 +29,7 @@ class Run:
         self.folder, self.made = Path(folder), made
         self.config, self.tokenizer = self.folder / "config.json", self.folder / "tokenizer.json"
         self.data, self.checkpoints = self.folder / "data", self.folder / "checkpoints"
+        self.base = self.folder / "base"
         self.log, self.summary = self.folder / "log.jsonl", self.folder / "summary.json"
         self.preparing = self.folder / "preparing"
 
@@ -45,7 +42,7 @@ class Run:
             raise ValueError(f"--out {self.folder} is a file: give a folder")
         if self.config.exists():
             raise ValueError(f"--out {self.folder} holds a run already: continue it with --resume {self.folder}, or give another folder")
-        for path in () if self.preparing.exists() else (self.tokenizer, self.data, self.checkpoints, self.log, self.summary):
+        for path in () if self.preparing.exists() else (self.tokenizer, self.data, self.base, self.checkpoints, self.log, self.summary):
             if path.exists():
                 raise ValueError(f"--out {self.folder} has a {path.name} in it that a run would overwrite: give another folder")
         try:
@@ -73,7 +70,8 @@ class Run:
 
     def discard(self) -> None:
         """Take back what was written since begin()."""
-        shutil.rmtree(self.data, ignore_errors=True)
+        for folder in (self.data, self.base):
+            shutil.rmtree(folder, ignore_errors=True)
         for path in (self.config, self.tokenizer, self.preparing):
             path.unlink(missing_ok=True)
         if self.made and not any(self.folder.iterdir()):
@@ -93,21 +91,6 @@ def new_run(out: str | None, root: Path = Path("runs")) -> Run:
                 continue
             raise
         return Run(root / f"{number:03d}", made=True)
-
-
-def load_run(folder: str | os.PathLike, checkpoint: str = "last", device: str = "cpu") -> tuple[Transformer, Tokenizer, RunConfig]:
-    """The model, on a device, tokenizer and configuration of a run, from its "last" or "best" checkpoint or that of a step ("200").
-
-    Raises FileNotFoundError or ValueError, in one line, where something is missing or damaged.
-    """
-    run, xp = Run(folder), device_module(device)
-    if not run.folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such run folder; tinyllm train makes one")
-    config = RunConfig.load(run.config)
-    tokenizer = load_tokenizer(run.tokenizer)
-    model = Transformer(config.model, random_stream(config.train.seed, "weights"))
-    model.load_state_dict(Store(run.checkpoints, config.train.keep, config).load(checkpoint).model)
-    return model.to(xp), tokenizer, config
 
 
 class Log:

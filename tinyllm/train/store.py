@@ -1,8 +1,19 @@
 """Where the loop keeps its checkpoints: the newest few and the best, and how it comes back from one."""
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
 
 from tinyllm.train.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, prune, save_checkpoint, step_of
 from tinyllm.train.config import RunConfig, refuse_edits
+
+
+class Resumable(Protocol):
+    """What has to go on where it stood."""
+
+    def state(self) -> dict[str, np.ndarray]: ...
+
+    def restore(self, state: dict[str, np.ndarray]) -> None: ...
 
 
 class Store:
@@ -10,10 +21,11 @@ class Store:
 
     keep : how many of the newest stay; the one with the lowest validation loss stays too.
     config : goes into every checkpoint, and must be the same when one is read again; None: not looked at.
+    rollouts : what makes batches from the model's own answers (align.Rollouts): its state() is saved and given back to restore().
     """
 
-    def __init__(self, folder: Path, keep: int, config: RunConfig | None = None):
-        self.folder, self.keep, self.config = Path(folder), keep, config
+    def __init__(self, folder: Path, keep: int, config: RunConfig | None = None, rollouts: Resumable | None = None):
+        self.folder, self.keep, self.config, self.rollouts = Path(folder), keep, config, rollouts
 
     def save(self, outcome) -> Path:
         """Write the whole state of training. The file is complete or absent; older ones are pruned only after it is there."""
@@ -28,7 +40,8 @@ class Store:
             val_loss=evaluated.get(trainer.step),
             config=None if self.config is None else self.config.to_json(),
         )
-        path = save_checkpoint(self.folder, trainer.step, trainer.model.state_dict(), trainer.optimizer.state_dict(), state)
+        rollout = self.rollouts.state() if self.rollouts else None
+        path = save_checkpoint(self.folder, trainer.step, trainer.model.state_dict(), trainer.optimizer.state_dict(), state, rollout)
         best = best_step(outcome.evaluations, [step_of(p) for p in list_checkpoints(self.folder)])
         prune(self.folder, self.keep, protect=() if best is None else (best,))
         return path
@@ -49,6 +62,8 @@ class Store:
             raise ValueError(f"{error}{remedy}") from error
         self._compare(found)
         outcome.trainer.restore(found.model, found.optimizer, found.state["trainer"])
+        if self.rollouts:
+            self.rollouts.restore(found.rollout)
         outcome.seconds, outcome.tokens = found.state["seconds"], found.state["tokens"]
         outcome.best_val_loss = found.state["best_val_loss"]
         outcome.evaluations = [(step, loss) for step, loss in found.state["evaluations"]]

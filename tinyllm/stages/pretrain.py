@@ -1,0 +1,162 @@
+"""Pretraining, from raw text to a trained model: text -> tokenizer -> token shards -> model that predicts each next token."""
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tinyllm.backend import random_stream
+from tinyllm.config import setting
+from tinyllm.data import (
+    Document,
+    Epochs,
+    PreparedData,
+    RandomWindows,
+    open_prepared,
+    open_shard,
+    prepare,
+    read_documents,
+    standard_library,
+    validation_batches,
+)
+from tinyllm.nn import Transformer
+from tinyllm.nn.describe import describe
+from tinyllm.stages.stage import Announce, Stage, Validation, Work, stage_config
+from tinyllm.tokenizer import CharTokenizer, Tokenizer, load_tokenizer, train_bpe
+from tinyllm.train.config import RunConfig
+from tinyllm.train.loop import Outcome
+from tinyllm.train.next_token import next_token_loss
+from tinyllm.train.run import Run
+
+VOCAB_SIZE = 2048  # of a bpe tokenizer, where nothing else is asked for and the text is not small
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text, and how it becomes tokens."""
+
+    data: tuple[str, ...] = setting(
+        (), "text, .jsonl with a text field, or folders of them (default: the Python standard library's sources)",
+        metavar="FILE_OR_FOLDER", several=True,
+    )  # fmt: skip
+    tokenizer: str = setting(
+        "bpe", "bpe or char, trained on the text, or a tokenizer file or run folder to take it from", metavar="bpe|char|PATH"
+    )
+    vocab_size: int | None = setting(
+        None, f"entries of a bpe tokenizer (default: {VOCAB_SIZE}; for short texts 257 + one for each 250 characters)", minimum=257
+    )
+    val_fraction: float | None = setting(
+        None, "share of the text that is set aside for validation (default: 0.1; of the standard library 0.02)", minimum=0, maximum=0.9
+    )
+    epochs: bool = setting(False, "go through the text without repetition, instead of drawing windows at random")
+    document_mask: bool = setting(False, "a token sees its own document only, not those before it in the window")
+
+    def resolved(self) -> "DataConfig":
+        """The same config with val_fraction filled in."""
+        fraction = (0.1 if self.data else 0.02) if self.val_fraction is None else self.val_fraction
+        return dataclasses.replace(self, val_fraction=fraction)
+
+@dataclass(frozen=True)
+class PretrainConfig(RunConfig):
+    """Everything that decides a run of pretraining."""
+
+    stage = "pretrain"
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def checked(self) -> "PretrainConfig":
+        config = super().checked()
+        if self.data.vocab_size is not None and self.data.tokenizer != "bpe":
+            raise ValueError(f"--vocab-size goes with --tokenizer bpe alone, {self.data.tokenizer} has a size of its own: leave it out")
+        if self.data.document_mask and self.data.tokenizer == "char":
+            raise ValueError("--document-mask needs a tokenizer with <|endoftext|>, which char has not: use --tokenizer bpe")
+        return dataclasses.replace(config, data=self.data.resolved())
+
+
+class Pretrain(Stage):
+    """Every token of the text is learned, in windows drawn at random or one after the other."""
+
+    name, Config, command = "pretrain", PretrainConfig, ("train",)
+    options = {"data": "text and tokenizer", "model": "model", "train": "training"}
+
+    def prepare(self, config: PretrainConfig, run: Run, announce: Announce) -> PretrainConfig:
+        tokenizer = make_data(config.data, config.train.seed, run, announce)
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
+
+    def module(self, config: PretrainConfig, base: Mapping[str, np.ndarray] | None) -> Transformer:
+        return Transformer(config.model, random_stream(config.train.seed, "weights"))
+
+    def open(self, config: PretrainConfig, run: Run, tokenizer: Tokenizer, model: Transformer) -> Work:
+        data = open_prepared(run.data, tokenizer.fingerprint())
+        if config.data.val_fraction and data.val is None:
+            raise FileNotFoundError(f"{run.data / 'val.bin'}: no such token shard")
+        c, context = config.train, config.model.context
+        separator = tokenizer.end_of_text if config.data.document_mask else None
+        if config.data.document_mask and separator is None:
+            raise ValueError("--document-mask needs a tokenizer with <|endoftext|>, which the char tokenizer has not: use --tokenizer bpe")
+        windows = (Epochs if config.data.epochs else RandomWindows)(data.train.tokens, context, c.batch, c.seed, separator)
+        return Work(
+            batches=lambda n: [windows.batch(n * c.accumulate + i) for i in range(c.accumulate)], loss_fn=next_token_loss(c),
+            validation=_validation(config, data, separator), closing=lambda outcome, val_loss: _figures(config, data, outcome, val_loss),
+        )  # fmt: skip
+
+    def next_command(self, run: Run) -> list[str]:
+        """To go on with the words that the text begins with."""
+        tokens = open_shard(run.data / "train.bin").tokens[:16].tolist()
+        start = load_tokenizer(run.tokenizer).decode(tokens, "ignore")
+        return ["sample", str(run.folder), "--prompt", start.strip().partition("\n")[0] or start[:1] if stage_config(run).data.data else "def "]
+
+
+def _validation(config: PretrainConfig, data: PreparedData, separator: int | None) -> Validation | None:
+    if not data.val:
+        return None
+    context, batch = config.model.context, config.train.batch
+
+    def every(n: int):
+        return validation_batches(data.val.tokens, context, batch, separator, every=n)
+
+    next(every(1))  # raises where the part is too short
+    return Validation(-(-(len(data.val) - 1) // (context * batch)), every)
+
+
+def _figures(config: PretrainConfig, data: PreparedData, outcome: Outcome, val_loss: float | None) -> dict:
+    """bits_per_byte = val_loss·tokens / (ln 2·bytes), which does not depend on the tokenizer.     flops : of all training tokens,
+    forward and backward."""
+    bits = None if val_loss is None else val_loss * (len(data.val) - 1) / (math.log(2) * data.val.header.text_bytes)
+    return dict(bits_per_byte=bits, flops=describe(config.model, config.train.batch).flops_per_token * outcome.tokens)
+
+
+def make_data(config: DataConfig, seed: int, run: Run, announce: Announce) -> Tokenizer:
+    """Read the text, get the tokenizer, and write it and both parts of the text, as token shards, into the run folder."""
+    tokenizer = given_tokenizer(config.tokenizer)  # before the text is read: a wrong path should be known at once
+    documents = list(read_documents(config.data, on_skip=announce) if config.data else standard_library(on_skip=announce))
+    characters = sum(len(d.text) for d in documents)
+    announce(f"text: {len(documents):,} document{'s' * (len(documents) != 1)}, {characters:,} characters")
+    tokenizer = tokenizer or make_tokenizer(config, documents, characters)
+    tokenizer.save(run.tokenizer)
+    announce(f"tokenizer: {config.tokenizer}, {tokenizer.vocab_size:,} entries")
+    data = prepare(documents, tokenizer, run.data, config.val_fraction, seed)
+    parts = f"{len(data.train):,} for training, {len(data.val) if data.val else 0:,} for validation"
+    announce(f"tokens: {parts}; {data.train.header.text_bytes / max(len(data.train), 1):.2f} bytes per token")
+    return tokenizer
+
+
+def given_tokenizer(name: str) -> Tokenizer | None:
+    """The tokenizer in a file or run folder; None for the kinds that are to be trained."""
+    if name in ("bpe", "char"):
+        return None
+    path = Path(name)
+    if not path.exists():
+        raise FileNotFoundError(f"--tokenizer {name}: it takes bpe, char, or the path of a tokenizer file or run folder, and there is no such path")
+    return load_tokenizer(path)
+
+
+def make_tokenizer(config: DataConfig, documents: list[Document], characters: int) -> Tokenizer:
+    """Train the kind that is asked for on the documents."""
+    texts = (d.text for d in documents)
+    if config.tokenizer == "char":
+        return CharTokenizer.train(texts)
+    if config.vocab_size:
+        return train_bpe(texts, config.vocab_size)
+    return train_bpe(texts, min(VOCAB_SIZE, 257 + characters // 250), or_fewer=True)
