@@ -72,7 +72,7 @@ def test_reads_pairs(tmp_path):
     record = dict(prompt="Wie geht's? 🙂", chosen="Gut.\n", rejected="Nö", more=1)
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps(record).encode() + b"\n\n" + json.dumps(record, ensure_ascii=False).encode())
     pairs = list(read_pairs(file))
-    assert [(p.prompt, p.chosen, p.rejected) for p in pairs] == [("Wie geht's? 🙂", "Gut.\n", "Nö")] * 2
+    assert [(p.prompt, p.chosen, p.rejected) for p in pairs] == [([{"role": "user", "content": "Wie geht's? 🙂"}], "Gut.\n", "Nö")] * 2
     assert [p.source for p in pairs] == [f"{file}:1", f"{file}:3"]
     assert list(read_pairs([file, file])) == pairs * 2
 
@@ -85,10 +85,10 @@ GOOD = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
     ("\n \n", "the file holds no pairs"),
     (GOOD + "{", "line 2: not valid JSON"),
     (GOOD + "[" * 100000, "line 2: not valid JSON"),
-    (GOOD + "[1]", "line 2: expected an object with the fields prompt, chosen, rejected, found a list"),
+    (GOOD + "[1]", "line 2: expected an object with a field 'prompt', found a list"),
     ('{"prompt": "p", "chosen": "a"}', "line 1: the field 'rejected' is missing; fields found: 'prompt', 'chosen'"),
     ("{}", "line 1: the field 'prompt' is missing; fields found: none"),
-    ('{"prompt": 3, "chosen": "a", "rejected": "b"}', "line 1: the field 'prompt' must be a string, found a int"),
+    ('{"prompt": 3, "chosen": "a", "rejected": "b"}', "line 1: the field 'prompt' must be a string or a list of messages, found a number"),
     ('{"prompt": "", "chosen": " ", "rejected": "b"}', "line 1: the field 'chosen' is empty"),
     ('{"prompt": "", "chosen": "a", "rejected": "a"}', "line 1: the fields 'chosen' and 'rejected' are equal"),
     ('{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}', "line 1: the field 'prompt' holds half of a surrogate pair at character 0"),
@@ -108,10 +108,11 @@ def test_missing_file_and_too_long_pairs(tmp_path):
         list(read_pairs(tmp_path / "none.jsonl"))
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "ppp", "chosen": "a", "rejected": "bbbb"}')
     as_bytes = lambda text: list(text.encode())  # noqa: E731
-    [pair] = tokenize_pairs(read_pairs(tmp_path / "pairs.jsonl"), as_bytes, as_bytes, context=7)
+    prompt = lambda messages: as_bytes(messages[0]["content"])  # noqa: E731
+    [pair] = tokenize_pairs(read_pairs(tmp_path / "pairs.jsonl"), prompt, as_bytes, context=7)
     assert pair == TokenPair([112] * 3, [97], [98] * 4)
     with pytest.raises(ValueError, match=r"pairs.jsonl:1: prompt and answer are 7 tokens, the model's context is 6"):
-        tokenize_pairs(read_pairs(tmp_path / "pairs.jsonl"), as_bytes, as_bytes, context=6)
+        tokenize_pairs(read_pairs(tmp_path / "pairs.jsonl"), prompt, as_bytes, context=6)
 
 
 def test_padded_rows_count_the_answer_alone():

@@ -273,8 +273,8 @@ def test_no_intact_checkpoint(stopped, capfd):
 
 CONFIGS = {
     "{": "config.json is damaged",
-    "[]": "config.json is damaged: it must be an object with data, model, train",
-    '{"data": {}, "model": {}}': "config.json is damaged: it must be an object with data, model, train",
+    "[]": "config.json is damaged: it must be an object with stage, model, train, data",
+    '{"data": {}, "model": {}}': "config.json is damaged: it must be an object with model, train, data",
     "\x00": "config.json is damaged",
     "": "config.json is damaged",
 }

@@ -21,6 +21,12 @@ def setting(default, help: str, *, choices: tuple = (), minimum=None, maximum=No
     return dataclasses.field(default=default, metadata=dict(help=help, metavar=metavar, several=several, **limits))
 
 
+def again(config_class: type, name: str, default, help: str | None = None):
+    """A setting of another class with another default, and with another text where that is given."""
+    known = next(field for field in dataclasses.fields(config_class) if field.name == name).metadata
+    return dataclasses.field(default=default, metadata=dict(known) | ({} if help is None else dict(help=help)))
+
+
 def option_name(field_name: str) -> str:
     """How a field is called on the command line."""
     return "--" + field_name.replace("_", "-")

@@ -84,7 +84,7 @@ def _tokens(batch: PreferenceBatch) -> np.ndarray:
 def preference_metrics(model, batches: Iterable[PreferenceBatch], config: PreferenceConfig) -> dict[str, float]:
     """Means over all pairs, by the field's names:
 
-    logps_chosen, logps_rejected : ln π of whole answers.      accuracy : share of pairs whose chosen answer is likelier than the other.
+    accuracy : share of pairs whose chosen answer is likelier than the other.      logps_chosen, logps_rejected : ln π of whole answers.
     rewards_chosen, rewards_rejected : β·(ln π - ln ρ).         margins : their difference.     reward_accuracy : share where it is above 0.
     The rewards are there where the batches have a reference. An equal pair counts half.
     """
@@ -94,7 +94,7 @@ def preference_metrics(model, batches: Iterable[PreferenceBatch], config: Prefer
             policy.append(to_numpy(sequence_log_probabilities(model, batch.answers).data).reshape(len(batch), -1))
             reference.append(batch.reference)
     policy = np.concatenate(policy).astype(float)
-    found = dict(logps_chosen=policy[:, 0], logps_rejected=policy[:, 1], accuracy=_won(policy))
+    found = dict(accuracy=_won(policy), logps_chosen=policy[:, 0], logps_rejected=policy[:, 1])
     if reference[0] is not None:
         rewards = config.beta * (policy - np.concatenate(reference))
         found |= dict(rewards_chosen=rewards[:, 0], rewards_rejected=rewards[:, 1], margins=rewards[:, 0] - rewards[:, 1],

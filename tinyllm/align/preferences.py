@@ -1,72 +1,45 @@
 """Pairs of answers, one preferred to the other: from .jsonl to batches. The batch of step n depends on (seed, n) alone."""
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
 from tinyllm.align.logprobs import padded, sequence_log_probabilities
+from tinyllm.align.prompts import messages_of, records_with
 from tinyllm.backend import random_stream, to_numpy
 from tinyllm.data import Batch
-from tinyllm.data.text import decode
+from tinyllm.data.records import string_field
 from tinyllm.tensor import no_grad
+from tinyllm.tokenizer.chat import Message
 
 FIELDS = ("prompt", "chosen", "rejected")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to one prompt, and where they came from (file:line)."""
+    """Two answers to a prompt, which is a list of messages, and where they came from (file:line)."""
 
-    prompt: str
+    prompt: list[Message]
     chosen: str
     rejected: str
     source: str = ""
 
 
 def read_pairs(paths: Iterable[str | os.PathLike]) -> Iterator[Pair]:
-    """Read .jsonl files of objects with the string fields prompt, chosen and rejected; other fields are left alone.
+    """Read .jsonl files of objects with the fields prompt (a text or messages), chosen and rejected (texts); others are left alone.
 
     Errors: FileNotFoundError or ValueError, in one line with the file, the line, the field and what to do; a file without any pair is one.
     """
-    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
-        path, found = Path(path), False
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; pairs come from a .jsonl file with the fields {', '.join(FIELDS)}")
-        with open(path, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    found = True
-                    yield _pair(decode(line, f"{path}, line {number}"), f"{path}, line {number}", f"{path}:{number}")
-        if not found:
-            raise ValueError(f"{path}: the file holds no pairs; each line must be one object with the fields {', '.join(FIELDS)}")
-
-
-def _pair(line: str, where: str, source: str) -> Pair:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        example = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
-        raise ValueError(f"{where}: not valid JSON ({error}); each line must be one object like {example}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: expected an object with the fields {', '.join(FIELDS)}, found a {type(record).__name__}")
-    for name in FIELDS:
-        if name not in record:
-            raise ValueError(f"{where}: the field {name!r} is missing; fields found: {', '.join(map(repr, record)) or 'none'}")
-        if not isinstance(record[name], str):
-            raise ValueError(f"{where}: the field {name!r} must be a string, found a {type(record[name]).__name__}")
-        if name != "prompt" and not record[name].strip():
-            raise ValueError(f"{where}: the field {name!r} is empty: an answer must say something; correct or remove the record")
-        try:
-            record[name].encode()
-        except UnicodeEncodeError as error:  # JSON can spell "\ud800", which is no character
-            raise ValueError(f"{where}: the field {name!r} holds half of a surrogate pair at character {error.start}; correct it") from error
-    if record["chosen"] == record["rejected"]:
-        raise ValueError(f"{where}: the fields 'chosen' and 'rejected' are equal: nothing is preferred here; remove the record")
-    return Pair(*(record[name] for name in FIELDS), source)
+    for source, where, record in records_with(paths, FIELDS, "pairs"):
+        prompt = messages_of(record, where)
+        for name in FIELDS[1:]:
+            if not string_field(record, name, where).strip():
+                raise ValueError(f"{where}: the field {name!r} is empty: an answer must say something; correct or remove the record")
+        if record["chosen"] == record["rejected"]:
+            raise ValueError(f"{where}: the fields 'chosen' and 'rejected' are equal: nothing is preferred here; remove the record")
+        yield Pair(prompt, record["chosen"], record["rejected"], source)
 
 
 @dataclass(frozen=True)
@@ -78,7 +51,7 @@ class TokenPair:
     rejected: Sequence[int]
 
 
-def tokenize_pairs(pairs: Iterable[Pair], prompt_ids: Callable[[str], list[int]], answer_ids: Callable[[str], list[int]],
+def tokenize_pairs(pairs: Iterable[Pair], prompt_ids: Callable[[list[Message]], list[int]], answer_ids: Callable[[str], list[int]],
                    context: int) -> list[TokenPair]:
     """Pairs as ids, by the chat template's functions. ValueError, naming the source, where an answer does not fit the context."""
     found = []
@@ -142,9 +115,9 @@ class Preferences:
         places = range(n * self.batch_size, (n + 1) * self.batch_size)
         return self._batch([int(_order(self.seed, p // len(self.pairs), len(self.pairs))[p % len(self.pairs)]) for p in places])
 
-    def in_order(self, size: int) -> Iterator[PreferenceBatch]:
-        """Once through all pairs, `size` at a time."""
-        for first in range(0, len(self.pairs), size):
+    def in_order(self, size: int, every: int = 1) -> Iterator[PreferenceBatch]:
+        """Once through all pairs, `size` at a time; or of these batches each `every`-th."""
+        for first in range(0, len(self.pairs), size * every):
             yield self._batch(list(range(first, min(first + size, len(self.pairs)))))
 
     def with_reference(self, model, batch: int = 32) -> "Preferences":

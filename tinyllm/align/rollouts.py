@@ -133,7 +133,8 @@ class Rollouts(ABC):
     """`batches(n)` for the training loop; a subclass says what answers are worth (`experience`).
 
     policy : the Transformer that answers.     reference : ρ, which stays as it is.     prompts : ids of each.     end : see `sample`.
-    observe : called with the record of each rollout: {"event": "rollout", "iteration", "reward", …}.
+    observe : called with the record of each rollout: {"event": "rollout", "step" (the first update
+    that it serves), "iteration", "reward", …}.
 
     A rollout depends on the weights when it began. So that a run that is resumed in the midst of its updates goes on bitwise, save
     `state()` with each checkpoint and give it to `restore`.
@@ -194,7 +195,7 @@ class Rollouts(ABC):
         with no_grad():
             reference = to_numpy(token_log_probabilities(self.reference, batch).data).astype(float)
         if os.getpid() == self.process:  # workers of a team are forks of it: they draw the same answers, and say nothing
-            self.observe(dict(event="rollout", iteration=iteration) | rollout_metrics(samples, rewards, old, reference, batch.targets != IGNORE))
+            self.observe(dict(event="rollout", step=iteration * self.config.updates + 1, iteration=iteration) | rollout_metrics(samples, rewards, old, reference, batch.targets != IGNORE))
         return self.experience(batch, old, reference, rewards)
 
     @abstractmethod

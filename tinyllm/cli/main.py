@@ -12,6 +12,8 @@ from tinyllm.config import suggestion
 GPU_LIBRARIES = ("cupy", "cupy_backends")
 COMMANDS = {
     "train": "learn a language model from text",
+    "finetune": "make a model answer, or tell texts apart",
+    "align": "teach a model which answers are wanted",
     "sample": "continue a prompt with a trained model",
     "describe": "parameters, arithmetic and memory of a model, before it is run",
     "eval": "measure a trained model, and write its report card",

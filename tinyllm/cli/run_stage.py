@@ -15,6 +15,7 @@ from tinyllm.generate import SamplingConfig, complete
 from tinyllm.nn import Module, Transformer
 from tinyllm.nn.describe import describe
 from tinyllm.stages import STAGES, Stage, resume, stage_config, start
+from tinyllm.stages.base import TuneConfig
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.train.config import FREE_ON_RESUME, RunConfig, refuse_changes
 from tinyllm.train.progress import Progress, duration, figure, loss_curve
@@ -35,6 +36,23 @@ def add_stage(parser: argparse.ArgumentParser, stage: Stage) -> None:
         add_config(parser, kinds[name], title)
 
 
+def add_base(parser: argparse.ArgumentParser, stage: Stage) -> None:
+    """The same for a stage that begins from a run."""
+    parser.add_argument("base_run", nargs="?", metavar="RUN", help="folder of the run to begin from; not needed with --resume")
+    add_stage(parser, stage)
+
+
+def run_on_base(args: argparse.Namespace, stage: Stage) -> int:
+    """`run_stage` of a stage that begins from a run."""
+    if args.resume is not None and args.base_run is not None:
+        raise ValueError(f"RUN and --resume exclude each other: {args.resume} has what it began from in it")
+
+    def settle(config: TuneConfig) -> TuneConfig:
+        return dataclasses.replace(config, base=dataclasses.replace(config.base, run=args.base_run or ""))
+
+    return run_stage(args, stage, settle)
+
+
 def run_stage(args: argparse.Namespace, stage: Stage, settle: Callable[[RunConfig], RunConfig] = lambda config: config) -> int:
     """Train, show it, say where everything lies. 0 when done, 130 when interrupted (and saved).
 
@@ -49,7 +67,8 @@ def run_stage(args: argparse.Namespace, stage: Stage, settle: Callable[[RunConfi
     else:
         config, place = settle(_new_config(args, stage)), new_run(args.out)
     try:
-        outcome = resume(place, config, observers) if args.resume is not None else start(config, place, say, observers)
+        watch = functools.partial(observers, stage)
+        outcome = resume(place, config, watch) if args.resume is not None else start(config, place, say, watch)
     except BaseException:
         if sys.stdout.isatty():
             print()  # the message must not stand behind the progress line
@@ -83,13 +102,13 @@ def _resumed_config(args, stage: Stage) -> RunConfig:
     return dataclasses.replace(saved, **{part: dataclasses.replace(getattr(saved, part), **values) for part, values in free.items()}).checked()
 
 
-def observers(model: Module, tokenizer: Tokenizer, steps: int) -> list[Progress]:
+def observers(stage: Stage, model: Module, tokenizer: Tokenizer, steps: int) -> list[Progress]:
     """The display; of a model of texts, with a short sample after each evaluation."""
     parameters = [p for _, p in model.named_parameters()]
     learned, total = sum(p.size for p in parameters if p.requires_grad), sum(p.size for p in parameters)
     if not isinstance(model, Transformer) or learned < total:
         say(f"model: {total:,} parameters, of which {learned:,} are learned")
-        return [Progress(steps)]
+        return [Progress(steps, unit=stage.unit)]
     d = describe(model.config)
     say(f"model: {model.config.arch}, {d.parameters:,} parameters, {d.flops_per_token / 1e6:,.2f} MFLOP a token")
     settings = SamplingConfig(max_tokens=32, temperature=0.7, seed=0)
@@ -109,7 +128,7 @@ def report(place: Run, stage: Stage) -> None:
     validation = [(r["step"], r["val_loss"]) for r in records if r["event"] == "evaluation" and r["val_loss"] is not None]
     columns = shutil.get_terminal_size().columns
     print(f"\n{loss_curve(training, validation, width=max(24, min(72, columns - 12)))}\n")
-    print(f"trained on {summary['tokens']:,} {stage.unit} in {duration(summary['seconds'])}, {summary['tokens_per_second']:,.0f} {stage.unit}/s")
+    print(f"trained on {summary['tokens']:,.0f} {stage.unit} in {duration(summary['seconds'])}, {summary['tokens_per_second']:,.0f} {stage.unit}/s")
     if summary["val_loss"] is not None:
         bits = f" nats per token, {summary['bits_per_byte']:.4f} bits per byte, over all of it" if "bits_per_byte" in summary else ""
         print(f"validation loss {summary['val_loss']:.4f}{bits}")

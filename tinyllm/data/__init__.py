@@ -17,7 +17,8 @@ atomic.py    write a file so that it is there whole or not at all
 shards.py    a memory-mapped file of token ids, with a header that is checked
 prepare.py   documents, a tokenizer and a folder -> train.bin and val.bin
 conversations.py, labelled.py   messages for instruction tuning, texts with labels for classification
-packing.py   documents of different lengths -> rows, best fit
+rows.py      examples in an order of their own for each epoch, padded to a rectangle
+packing.py   documents of different lengths -> rows, best fit; batches of them
 batches.py   tokens -> arrays (B, T): random windows, epochs, one pass over the validation part
 """
 from tinyllm.data.atomic import atomic_file
@@ -29,7 +30,7 @@ from tinyllm.data.corpus import standard_library
 from tinyllm.data.curate import clean_into, deduplicate_into, describe_into
 from tinyllm.data.dedup import DedupConfig, Duplicates, deduplicate
 from tinyllm.data.labelled import Labelled, label_names, read_labelled
-from tinyllm.data.packing import pack
+from tinyllm.data.packing import PackedRows, pack
 from tinyllm.data.prepare import PreparedData, open_prepared, prepare
 from tinyllm.data.shards import Shard, ShardHeader, open_shard, token_dtype, write_shard
 from tinyllm.data.split import split
@@ -47,6 +48,7 @@ __all__ = [
     "Epochs",
     "Overlap",
     "Labelled",
+    "PackedRows",
     "PreparedData",
     "RandomWindows",
     "Shard",

@@ -10,7 +10,12 @@ A document is never cut: what a question asks of a story stands in the same row.
 attention stays inside one. Source: Ding et al. 2024, "Fewer Truncations Improve Language Modeling".
 """
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from tinyllm.data.batches import IGNORE, Batch
+from tinyllm.data.rows import padded, shuffled
 
 
 def pack_by_definition(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -60,3 +65,46 @@ def _longest_first(lengths: Sequence[int], capacity: int) -> list[int]:
         if not 1 <= length <= capacity:
             raise ValueError(f"document {number + 1} has {length} tokens, but a row holds from 1 to {capacity}: shorten it, or take a longer --context")
     return sorted(range(len(lengths)), key=lambda number: -lengths[number])  # stable: equally long ones in their order
+
+
+class PackedRows:
+    """Batches of whole documents, packed into rows of at most `context` tokens, each document seeing itself alone.
+
+    tokens : every document followed by end_of_text, as `prepare` writes them.     Raises ValueError where there is none, or nothing to learn.
+
+    A document's inputs begin with the end_of_text before it and its targets end with its own, so row, inputs and targets are
+
+        inputs    <|endoftext|>  a  b  <|endoftext|>  x  y  z        = end_of_text and then the tokens, without the last
+        targets         a        b  …        x        y  z  …        = the tokens
+
+    A document that is longer than a row is cut into pieces of a row each, and a rest.
+    """
+
+    def __init__(self, tokens: np.ndarray, context: int, batch: int, seed: int, end_of_text: int):
+        if not len(tokens) or context < 1 or batch < 1:
+            raise ValueError(f"packing needs tokens, and a context and batch of at least 1; found {len(tokens)}, {context} and {batch}")
+        self.tokens, self.size, self.seed, self.end_of_text = tokens, batch, seed, end_of_text
+        ends = np.append(np.flatnonzero(tokens[:-1] == end_of_text) + 1, len(tokens)).tolist()
+        self.pieces = [(first, min(first + context, end)) for start, end in zip([0, *ends[:-1]], ends, strict=True) for first in range(start, end, context)]
+        self.rows = pack([end - first for first, end in self.pieces], context)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, in random order without repetition (see `shuffled`)."""
+        return self._of(shuffled(step, self.size, len(self.rows), self.seed))
+
+    def in_order(self, every: int = 1) -> Iterator[Batch]:
+        """Each row once; or of the batches each `every`-th. The last one may be smaller."""
+        for start in range(0, len(self.rows), self.size * every):
+            yield self._of(range(start, min(start + self.size, len(self.rows))))
+
+    @property
+    def batches(self) -> int:
+        """How many batches all rows make."""
+        return -(-len(self.rows) // self.size)
+
+    def _of(self, numbers: Iterable[int]) -> Batch:
+        rows = [[np.arange(*self.pieces[i]) for i in self.rows[number]] for number in numbers]
+        places = padded([np.concatenate(row) for row in rows], fill=-1)
+        documents = padded([np.repeat(np.arange(len(row)), [len(piece) for piece in row]) for row in rows], fill=IGNORE)
+        before = np.where(places > 0, self.tokens[np.maximum(places - 1, 0)], self.end_of_text)
+        return Batch(np.where(places < 0, 0, before).astype(np.int64), np.where(places < 0, IGNORE, self.tokens[places].astype(np.int64)), documents)

@@ -1,6 +1,5 @@
 """From a model that continues texts to one that does a task. Reading order:
 
-rows         examples in an order of their own for each epoch, padded to a rectangle
 classify     texts with labels: rows, batches, the loss, which parts are learned
 metrics      accuracy, F1 and the confusion matrix
 instruct     conversations: rows with targets on the assistant's tokens alone, padded or packed

@@ -15,7 +15,7 @@ import numpy as np
 
 from tinyllm import ops
 from tinyllm.backend import to_numpy
-from tinyllm.finetune.rows import padded, shuffled
+from tinyllm.data.rows import padded, shuffled
 from tinyllm.nn import Classifier, freeze, unfreeze
 from tinyllm.tensor import Tensor, no_grad
 from tinyllm.tokenizer import Tokenizer
@@ -55,9 +55,9 @@ class LabelledBatches:
         """The batch of a step, in random order without repetition (see `shuffled`)."""
         return self._of(shuffled(step, self.size, len(self.rows), self.seed))
 
-    def in_order(self) -> Iterator[LabelledBatch]:
-        """Each text once; the last batch may be smaller."""
-        for start in range(0, len(self.rows), self.size):
+    def in_order(self, every: int = 1) -> Iterator[LabelledBatch]:
+        """Each text once; or of the batches each `every`-th. The last one may be smaller."""
+        for start in range(0, len(self.rows), self.size * every):
             yield self._of(range(start, min(start + self.size, len(self.rows))))
 
     def _of(self, numbers: Iterable[int]) -> LabelledBatch:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyllm.data import IGNORE, Batch, Conversation
-from tinyllm.finetune.rows import padded, shuffled
+from tinyllm.data.rows import padded, shuffled
 from tinyllm.tokenizer import Tokenizer, encode_chat, shortened
 
 
@@ -71,9 +71,9 @@ class InstructionBatches:
         """The batch of a step (see `shuffled`)."""
         return self._of(shuffled(step, self.size, len(self.rows), self.seed))
 
-    def in_order(self) -> Iterator[Batch]:
-        """Each row once; the last batch may be smaller."""
-        for start in range(0, len(self.rows), self.size):
+    def in_order(self, every: int = 1) -> Iterator[Batch]:
+        """Each row once; or of the batches each `every`-th. The last one may be smaller."""
+        for start in range(0, len(self.rows), self.size * every):
             yield self._of(range(start, min(start + self.size, len(self.rows))))
 
     def _of(self, numbers: Iterable[int]) -> Batch:

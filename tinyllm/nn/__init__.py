@@ -14,7 +14,7 @@ from tinyllm.nn.classifier import Classifier
 from tinyllm.nn.config import ARCHITECTURES, TransformerConfig
 from tinyllm.nn.freeze import freeze, unfreeze
 from tinyllm.nn.layers import Embedding, LayerNorm, Linear, RMSNorm
-from tinyllm.nn.lora import LoRA, LoRAConfig, LoRALinear
+from tinyllm.nn.lora import LoRA, LoRAConfig, LoRALinear, merge_adapters
 from tinyllm.nn.mlp import MLP, GatedMLP
 from tinyllm.nn.module import Module, Parameter
 from tinyllm.nn.transformer import Block, Transformer

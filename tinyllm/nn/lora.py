@@ -16,7 +16,6 @@ DoRA learns each output's direction and length apart: row i of the weight is m�
 (The paper takes ‖V‖ as constant in the backward, to save memory; here it is differentiated, as the formula says.)
 Sources: Hu et al. 2021 (LoRA); Liu et al. 2024 (DoRA).
 """
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -70,6 +69,14 @@ class LoRALinear(Module):
             y = y * (self.magnitude / _lengths(self.moved()))
         return self.stored(y if self.bias is None else y + self.stored(self.bias))
 
+    def as_linear(self) -> Linear:
+        """An ordinary Linear whose weight is the sum. It does not learn, like all that an adapter stands beside."""
+        linear = Linear.__new__(Linear)
+        with no_grad():
+            linear.weight, linear.bias, linear.stored = Parameter(self.merged().data), self.bias, self.stored
+        linear.weight.requires_grad = False
+        return linear
+
     def moved(self) -> Tensor:
         """V = W + s·B·A     (M, K)"""
         return self.weight + (self.lora_b @ self.lora_a) * self.scale
@@ -122,12 +129,7 @@ class LoRA:
 
     def merge(self) -> None:
         """Put ordinary Linears in the layers' places, whose weights are the sums. The originals are kept, untouched, for `unmerge`."""
-        for path, layer in self.layers.items():
-            linear = copy.copy(self.originals[path])
-            with no_grad():
-                linear.weight = Parameter(layer.merged().data)
-            linear.weight.requires_grad = False  # as all that an adapter stands beside
-            setattr(*self.places[path], linear)
+        self._put({path: layer.as_linear() for path, layer in self.layers.items()})
 
     def unmerge(self) -> None:
         """Put the layers with adapters in their places (again)."""
@@ -140,6 +142,13 @@ class LoRA:
     def _put(self, layers: dict[str, Module]) -> None:
         for path, place in self.places.items():
             setattr(*place, layers[path])
+
+
+def merge_adapters(model: Module) -> None:
+    """Put ordinary Linears in the places of all layers with adapters, for good."""
+    for block in model.blocks:
+        for _, (holder, name) in _linears(block, "", LoRALinear):
+            setattr(holder, name, getattr(holder, name).as_linear())
 
 
 def _chosen(model: Module, targets: tuple[str, ...]) -> dict[str, tuple[Module, str]]:
@@ -156,12 +165,12 @@ def _chosen(model: Module, targets: tuple[str, ...]) -> dict[str, tuple[Module, 
     return {path: place for path, place in found.items() if not targets or place[1] in targets}
 
 
-def _linears(module: Module, prefix: str) -> Iterator[tuple[str, tuple[Module, str]]]:
-    for name, value in vars(module).items():
-        if isinstance(value, Linear):
+def _linears(module: Module, prefix: str, kind: type[Module] = Linear) -> Iterator[tuple[str, tuple[Module, str]]]:
+    for name, value in list(vars(module).items()):
+        if isinstance(value, kind):
             yield prefix + name, (module, name)
         elif isinstance(value, Module):
-            yield from _linears(value, f"{prefix}{name}.")
+            yield from _linears(value, f"{prefix}{name}.", kind)
 
 
 def _lengths(weight: Tensor) -> Tensor:

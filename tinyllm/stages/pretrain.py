@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from tinyllm.backend import random_stream
-from tinyllm.config import setting
+from tinyllm.config import option_name, setting
 from tinyllm.data import (
     Document,
     Epochs,
+    PackedRows,
     PreparedData,
     RandomWindows,
     open_prepared,
@@ -51,6 +52,7 @@ class DataConfig:
         None, "share of the text that is set aside for validation (default: 0.1; of the standard library 0.02)", minimum=0, maximum=0.9
     )
     epochs: bool = setting(False, "go through the text without repetition, instead of drawing windows at random")
+    pack: bool = setting(False, "whole documents share a window, which see themselves alone, instead of windows that cut them")
     document_mask: bool = setting(False, "a token sees its own document only, not those before it in the window")
 
     def resolved(self) -> "DataConfig":
@@ -69,8 +71,12 @@ class PretrainConfig(RunConfig):
         config = super().checked()
         if self.data.vocab_size is not None and self.data.tokenizer != "bpe":
             raise ValueError(f"--vocab-size goes with --tokenizer bpe alone, {self.data.tokenizer} has a size of its own: leave it out")
-        if self.data.document_mask and self.data.tokenizer == "char":
-            raise ValueError("--document-mask needs a tokenizer with <|endoftext|>, which char has not: use --tokenizer bpe")
+        for option in ("pack", "document_mask"):
+            if getattr(self.data, option) and self.data.tokenizer == "char":
+                raise ValueError(f"{option_name(option)} needs a tokenizer with <|endoftext|>, which char has not: use --tokenizer bpe")
+        for option in ("epochs", "document_mask"):
+            if self.data.pack and getattr(self.data, option):
+                raise ValueError(f"{option_name(option)} is part of what --pack does: leave it out")
         return dataclasses.replace(config, data=self.data.resolved())
 
 
@@ -91,11 +97,12 @@ class Pretrain(Stage):
         data = open_prepared(run.data, tokenizer.fingerprint())
         if config.data.val_fraction and data.val is None:
             raise FileNotFoundError(f"{run.data / 'val.bin'}: no such token shard")
-        c, context = config.train, config.model.context
-        separator = tokenizer.end_of_text if config.data.document_mask else None
-        if config.data.document_mask and separator is None:
-            raise ValueError("--document-mask needs a tokenizer with <|endoftext|>, which the char tokenizer has not: use --tokenizer bpe")
-        windows = (Epochs if config.data.epochs else RandomWindows)(data.train.tokens, context, c.batch, c.seed, separator)
+        by_documents = next((option for option in ("pack", "document_mask") if getattr(config.data, option)), None)
+        if by_documents and tokenizer.end_of_text is None:
+            raise ValueError(f"{option_name(by_documents)} needs a tokenizer with <|endoftext|>, which this one has not: use --tokenizer bpe")
+        c, separator = config.train, tokenizer.end_of_text if by_documents else None
+        kind = PackedRows if config.data.pack else Epochs if config.data.epochs else RandomWindows
+        windows = kind(data.train.tokens, config.model.context, c.batch, c.seed, separator)
         return Work(
             batches=lambda n: [windows.batch(n * c.accumulate + i) for i in range(c.accumulate)], loss_fn=next_token_loss(c),
             validation=_validation(config, data, separator), closing=lambda outcome, val_loss: _figures(config, data, outcome, val_loss),
@@ -112,6 +119,9 @@ def _validation(config: PretrainConfig, data: PreparedData, separator: int | Non
     if not data.val:
         return None
     context, batch = config.model.context, config.train.batch
+    if config.data.pack:
+        rows = PackedRows(data.val.tokens, context, batch, config.train.seed, separator)
+        return Validation(rows.batches, rows.in_order)
 
     def every(n: int):
         return validation_batches(data.val.tokens, context, batch, separator, every=n)

@@ -114,7 +114,7 @@ def load_config(path: Path, kinds: Mapping[str, type[RunConfig]]) -> RunConfig:
 
 def _kind(content, kinds):
     if not isinstance(content, dict):
-        raise ValueError("it must be an object")
+        raise ValueError(f"it must be an object with stage, {', '.join(next(iter(kinds.values())).kinds())}")
     stage = content.get("stage", "pretrain")  # the only one there was when folders did not name theirs
     if stage not in kinds:
         raise ValueError(f"stage {stage!r} is unknown: it is one of {', '.join(kinds)}")
@@ -137,7 +137,8 @@ def _check_types(config) -> None:
 
 def refuse_changes(saved: RunConfig, given: dict[str, object]) -> None:
     """Raise ValueError for the first explicitly given option that differs from the run that is to be resumed."""
-    known = {name: value for part in saved.parts().values() for name, value in dataclasses.asdict(part).items()}
+    options = ((part, option) for part in saved.parts().values() for option in dataclasses.fields(part) if "help" in option.metadata)
+    known = {option.name: getattr(part, option.name) for part, option in options}
     for name, value in given.items():
         if name in known and name not in FREE_ON_RESUME and value != known[name]:
             raise ValueError(

@@ -3,15 +3,17 @@ import shutil
 import sys
 from typing import TextIO
 
+SHOWN = 3  # figures on the line
+
 
 class Progress:
     """An observer of the loop that keeps one line up to date on a terminal, and prints a line per evaluation elsewhere.
 
-    steps : updates in all.      sample : called after an evaluation, returns a short text of the model's; may be None.
+    steps : updates in all.      sample : called after an evaluation, returns a short text of the model's; may be None.     unit : what is counted.
     """
 
-    def __init__(self, steps: int, sample=None, stream: TextIO | None = None):
-        self.steps, self.sample = steps, sample
+    def __init__(self, steps: int, sample=None, stream: TextIO | None = None, unit: str = "tokens"):
+        self.steps, self.sample, self.unit = steps, sample, "tok" if unit == "tokens" else unit
         self.stream = stream or sys.stdout
         self.live = self.stream.isatty()
         self.val_loss: float | None = None
@@ -40,10 +42,10 @@ class Progress:
         left = duration((self.steps - record["step"]) * pace) if pace else "?"
         norm = "overflow" if record["grad_norm"] is None else f"{record['grad_norm']:.2f}"
         val = "     -" if self.val_loss is None else f"{self.val_loss:6.3f}"
-        figures = "".join(f"{name} {figure(value)}  " for name, value in self.figures.items())
+        figures = "".join(f"{name} {figure(value)}  " for name, value in list(self.figures.items())[:SHOWN])
         return (
             f"step {record['step']:>{len(str(self.steps))}}/{self.steps}  loss {self.smooth.get('loss', float('nan')):6.3f}  val {val}  {figures}"
-            f"lr {record['lr']:.1e}  grad {norm}  {self.smooth['tokens_per_second']:7,.0f} tok/s  {left} left"
+            f"lr {record['lr']:.1e}  grad {norm}  {self.smooth['tokens_per_second']:7,.0f} {self.unit}/s  {left} left"
         )
 
     def _evaluation(self, record):
