@@ -56,12 +56,13 @@ def _measured(args, label, model, tokenizer, tasks):
     style = STYLES[args.style](tokenizer) if args.style else style_of(tokenizer)
     results = []
     for task in tasks:
-        results += evaluate(model, tokenizer, [task], style=style, progress=_progress)
+        results += evaluate(model, tokenizer, [task], style=style, progress=show_progress)
         for figure in results[-1].figures().values():
             say(f"{label}  {task.name}: {figure.metric.title} {with_error(figure)}  (chance {number(figure.chance, figure.metric)})")
     return results
 
 
-def _progress(task, done, total):
+def show_progress(task: str, done: int, total: int) -> None:
+    """A line on a terminal that goes away when the task is done."""
     if sys.stderr.isatty():
         print(f"\r{task}: {done:,} of {total:,}\x1b[K" if done < total else "\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from tinyllm.config import suggestion
 
 GPU_LIBRARIES = ("cupy", "cupy_backends")
 COMMANDS = {
+    "speedrun": "from raw text to an assistant in ten minutes",
     "train": "learn a language model from text",
     "finetune": "make a model answer, or tell texts apart",
     "align": "teach a model which answers are wanted",

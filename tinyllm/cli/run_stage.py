@@ -12,7 +12,7 @@ from tinyllm.cli.arguments import add_config, config_from, given, program
 from tinyllm.cli.sample import PICTURES
 from tinyllm.config import option_name
 from tinyllm.generate import SamplingConfig, complete
-from tinyllm.nn import Module, Transformer
+from tinyllm.nn import Module
 from tinyllm.nn.describe import describe
 from tinyllm.stages import STAGES, Stage, resume, stage_config, start
 from tinyllm.stages.base import TuneConfig
@@ -103,10 +103,10 @@ def _resumed_config(args, stage: Stage) -> RunConfig:
 
 
 def observers(stage: Stage, model: Module, tokenizer: Tokenizer, steps: int) -> list[Progress]:
-    """The display; of a model of texts, with a short sample after each evaluation."""
+    """The display; in pretraining with a short sample after each evaluation."""
     parameters = [p for _, p in model.named_parameters()]
     learned, total = sum(p.size for p in parameters if p.requires_grad), sum(p.size for p in parameters)
-    if not isinstance(model, Transformer) or learned < total:
+    if stage.name != "pretrain":
         say(f"model: {total:,} parameters, of which {learned:,} are learned")
         return [Progress(steps, unit=stage.unit)]
     d = describe(model.config)

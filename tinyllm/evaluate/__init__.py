@@ -18,7 +18,7 @@ from tinyllm.evaluate.formats import READERS, read_arc, read_gsm8k, read_hellasw
 from tinyllm.evaluate.harness import Result, evaluate, paired
 from tinyllm.evaluate.likelihood import Likelihood, Request, log_likelihoods
 from tinyllm.evaluate.perplexity import passages, token_log_probabilities
-from tinyllm.evaluate.report import training_curve, write_card
+from tinyllm.evaluate.report import reward_curve, training_curve, write_card
 from tinyllm.evaluate.statistics import Comparison, Figure, Metric, Scores, compare, figure
 from tinyllm.evaluate.styles import Chat, Plain
 from tinyllm.evaluate.suite import read_tasks
@@ -27,5 +27,5 @@ from tinyllm.evaluate.tasks import Passage, Problem, Question, Task
 __all__ = [
     "READERS", "Card", "Chat", "Comparison", "Curve", "Figure", "Likelihood", "Metric", "Passage", "Plain", "Problem", "Question", "Request",
     "Result", "Scores", "Task", "compare", "evaluate", "figure", "log_likelihoods", "paired", "passages", "read_arc", "read_gsm8k",
-    "read_hellaswag", "read_mmlu", "read_tasks", "token_log_probabilities", "training_curve", "write_card",
+    "read_hellaswag", "read_mmlu", "read_tasks", "reward_curve", "token_log_probabilities", "training_curve", "write_card",
 ]

@@ -24,6 +24,15 @@ def training_curve(run: Run) -> list[Curve]:
     return [Curve("Loss while training", "step", "nats per token", tuple(series))] if series else []
 
 
+def reward_curve(run: Run) -> list[Curve]:
+    """Mean reward of each rollout of a run, and in its evaluations; none where it drew no answers."""
+    records = read_log(run.log) if run.log.exists() else []
+    drawn = [(r["step"], r["reward"]) for r in records if r["event"] == "rollout"]
+    measured = [(r["step"], r["reward"]) for r in records if r["event"] == "evaluation" and "reward" in r]
+    series = [(name, tuple(points)) for name, points in (("training", averaged(drawn)), ("validation", measured)) if points]
+    return [Curve("Reward while training", "step", "mean reward", tuple(series))] if drawn else []
+
+
 def averaged(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
     """At most so many points, each the mean of its neighbours."""
     count = min(most, len(points))

@@ -8,12 +8,20 @@ TEXTS = 400
 
 
 def world_tasks(world: World, count: int = 200, texts: int = TEXTS) -> tuple[Task, ...]:
-    """All that is asked about a world: knowledge (four choices, by subject), stories and sums (free answers), and held-out texts by kind.
+    """All that is asked about a world: knowledge (four choices, by subject), stories and sums (free answers), held-out texts by kind,
+    and pairs of replies of which one is preferred.
 
     count : stories and sums to ask about, each.     texts : held-out texts to predict, each with its ln p: what no model can beat.
     """
     documents = Task("tinyworld texts", tuple(Passage(i.text, i.kind, i.log_probability) for i in world.documents("mix", texts, split="test")))
-    return documents, *examination(world.suite(count))
+    return documents, *examination(world.suite(count)), preference_task(world, count)
+
+
+def preference_task(world: World, count: int = 200) -> Task:
+    """Held-out pairs, by what is wrong with the rejected reply: right is who takes the preferred one to be likelier."""
+    return Task("preferences", tuple(
+        Question(f"Question: {pair.prompt[-1]['content']} Answer:", (pair.chosen, pair.rejected), 0, pair.fault, pair.prompt[-1]["content"])
+        for pair in world.preferences(count, split="test")))  # fmt: skip
 
 
 def examination(suite: Mapping[str, Iterable[Item]]) -> tuple[Task, ...]:

@@ -64,13 +64,25 @@ class Preference:
         return {"prompt": list(self.prompt), "chosen": self.chosen, "rejected": self.rejected}
 
 
+@dataclass(frozen=True)
+class Exercise:
+    """A question whose answer can be verified, without a reply that shows how."""
+
+    prompt: tuple[Message, ...]
+    answer: str
+    key: str = ""
+
+    def record(self) -> dict[str, object]:
+        return {"prompt": list(self.prompt), "answer": self.answer}
+
+
 def final_answer(reply: str) -> str:
     """What a reply comes down to: its last word, or its last number with its digits apart. "The sum is 8 5." -> "8 5"; "" for none."""
     found = LAST_WORDS.search(reply)
     return found[1] if found else ""
 
 
-def save_records(path: str | os.PathLike, items: Iterable[Item | Preference]) -> int:
+def save_records(path: str | os.PathLike, items: Iterable[Item | Preference | Exercise]) -> int:
     """Write a .jsonl file, a record a line, and return how many; the file is there whole or not at all."""
     count = 0
     with atomic_file(path) as file:

@@ -15,7 +15,7 @@ from tinyllm.backend import random_stream
 from tinyllm.data.tinyworld.draw import Draw, exact_entropy
 from tinyllm.data.tinyworld.exchange import Exchange
 from tinyllm.data.tinyworld.facts import SUBJECTS, Fact, deal_facts, describe
-from tinyllm.data.tinyworld.items import Item, Message, Preference
+from tinyllm.data.tinyworld.items import Exercise, Item, Message, Preference
 from tinyllm.data.tinyworld.notes import write_note
 from tinyllm.data.tinyworld.story import tell
 from tinyllm.data.tinyworld.sums import draw_sum
@@ -97,6 +97,20 @@ class World:
             fault = draw.branch(FAULTS)
             rejected = exchange.reply("curt") if fault == "curt" else draw.one_of(exchange.wrong)
             yield Preference((_user(exchange.question),), exchange.full, rejected, fault, exchange.key)
+
+    def exercises(self, count: int, seed: int = 0, split: str = "train") -> Iterator[Exercise]:
+        """Different sums to be answered in whatever way. ValueError where there are not so many."""
+        _known(split, SPLITS, "split")
+        draw, found = Draw(random_stream(seed, f"tinyworld {self.seed} exercises {split}")), set()
+        for _ in range(100 * count):
+            if len(found) == count:
+                return
+            exchange = self._of(split, draw, lambda: draw_sum(draw, self.digits))
+            if exchange.key not in found:
+                found.add(exchange.key)
+                yield Exercise((_user(exchange.question),), exchange.answer, exchange.key)
+        if len(found) < count:
+            raise ValueError(f"there are not {count} different sums of the part {split!r}: ask for fewer, or for numbers of more digits")
 
     def questions(self, subject: str, count: int = 200) -> list[Item]:
         """The examination in a subject, of questions that no training text contains.

@@ -1,0 +1,223 @@
+"""The whole life of a small model in about ten minutes: raw text -> cleaned -> pretrained -> tuned -> aligned, measured after each stage.
+
+    FOLDER/speedrun.json    what was asked for             FOLDER/data/        raw text, what is left of it, and later stages' examples
+    FOLDER/pretrain … grpo  a run folder for each stage    FOLDER/card.*       the report card, with a column for each stage
+
+Every stage is what its own command does, with the settings below. What is complete is not done again, and what was interrupted goes on.
+"""
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyllm.align import GRPOConfig, PreferenceConfig
+from tinyllm.config import check, from_dict, setting
+from tinyllm.data import CleanConfig, DedupConfig, Document, atomic_file, clean_into, deduplicate_into, read_documents
+from tinyllm.data.tinyworld import World, save_records
+from tinyllm.data.tinyworld.crawl import cleaning, crawl, texts_of
+from tinyllm.evaluate import Card, Result, Task, evaluate, reward_curve, training_curve, write_card
+from tinyllm.evaluate.suite import validation_task
+from tinyllm.evaluate.world import world_tasks
+from tinyllm.nn import TransformerConfig
+from tinyllm.stages.base import BaseConfig, TuneTrainConfig
+from tinyllm.stages.instruct import ConversationsConfig, InstructConfig
+from tinyllm.stages.preference import DPOConfig, PairsConfig, PreferenceTrainConfig
+from tinyllm.stages.pretrain import DataConfig, PretrainConfig
+from tinyllm.stages.rollout import GRPORunConfig, RolloutTrainConfig, TasksConfig
+from tinyllm.stages.stage import Announce, Observers, load_run, resume, stage_config, start
+from tinyllm.train.config import RunConfig, TrainConfig
+from tinyllm.train.run import Run
+
+SECONDS = {"text": 20, "pretrain": 270, "instruct": 70, "dpo": 40, "grpo": 100}  # each with its evaluation, on two cores
+PAGES, DIALOGUES, PAIRS, SUMS = 5000, 12000, 2000, 2000
+STAGES = ("pretrain", "instruct", "dpo", "grpo")
+
+
+@dataclass(frozen=True)
+class SpeedrunConfig:
+    """What a speedrun is made of. Without files of one's own, everything is about tinyworld."""
+
+    data: tuple[str, ...] = setting((), "text of your own to pretrain on, instead of tinyworld's", metavar="FILE_OR_FOLDER", several=True)
+    conversations: tuple[str, ...] = setting((), "with --data: .jsonl with messages, to be tuned by", metavar="FILE", several=True)
+    pairs: tuple[str, ...] = setting((), "with --data: .jsonl with prompt, chosen and rejected, for DPO", metavar="FILE", several=True)
+    tasks: tuple[str, ...] = setting((), "with --data: .jsonl with prompt and answer, for GRPO", metavar="FILE", several=True)
+    without: tuple[str, ...] = setting((), f"stages to leave out, of {', '.join(STAGES[1:])}", metavar="STAGE", several=True)
+    scale: float = setting(1.0, "how many updates each stage makes, as a share of what is usual", minimum=1e-4, maximum=1000)
+    seed: int = setting(0, "seed of everything", minimum=0)
+
+    def checked(self) -> "SpeedrunConfig":
+        """Itself. Raises ValueError for what does not go together."""
+        check(self)
+        for name in self.without:
+            if name not in STAGES[1:]:
+                raise ValueError(f"--without {name}: only {', '.join(STAGES[1:])} can be left out")
+        for name in ("conversations", "pairs", "tasks"):
+            if getattr(self, name) and not self.data:
+                raise ValueError(f"--{name} goes with text of your own: give --data, too")
+        return self
+
+    def stages(self) -> list[str]:
+        """Which are done: of one's own data those that have examples."""
+        files = dict(pretrain=True, instruct=self.conversations, dpo=self.pairs, grpo=self.tasks)
+        return [name for name in STAGES if name not in self.without and (not self.data or files[name])]
+
+    def save(self, path: Path) -> None:
+        with atomic_file(path) as file:
+            file.write((json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
+
+    @staticmethod
+    def load(path: Path) -> "SpeedrunConfig":
+        """Read speedrun.json. Raises FileNotFoundError or ValueError in one line."""
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: not found, so {path.parent} is not a folder of tinyllm speedrun")
+        try:
+            return from_dict(SpeedrunConfig, json.loads(path.read_text(encoding="utf-8")), str(path)).checked()
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: {error}; put back what it was, or start anew in another folder") from error
+
+
+class Speedrun:
+    """One speedrun in its folder. say : told of every part. observers(stage's name) : see `start`. progress : see `evaluate`."""
+
+    def __init__(self, folder: Path, config: SpeedrunConfig, say: Announce, observers: Observers = lambda *_: (),
+                 progress: Callable[[str, int, int], None] = lambda *_: None):  # fmt: skip
+        self.folder, self.config, self.say, self.observers, self.progress = Path(folder), config, say, observers, progress
+        self.texts, self.world = self.folder / "data", None if config.data else World()
+        self.columns: list[tuple[str, Sequence[Result]]] = []
+        self.began, self.planned, self.done = time.perf_counter(), {"text": SECONDS["text"]}, 0.0
+        self.planned |= {name: SECONDS[name] * config.scale for name in config.stages()}
+
+    def run(self) -> list[Path] | None:
+        """All of it: the card's files; None where it was interrupted (and saved)."""
+        self._announce("text")
+        self._text()
+        for name in self.config.stages():
+            self._announce(name)
+            if not self._stage(name):
+                return None
+            self._measure(name)
+        return write_card(self.folder, self._card())
+
+    def _announce(self, name: str) -> None:
+        """What comes, and how long it and all the rest may take, judged by how long everything before it took."""
+        spent, left = time.perf_counter() - self.began, sum(self.planned.values()) - self.done
+        pace = spent / self.done if self.done else 1.0
+        number, count = list(self.planned).index(name) + 1, len(self.planned)
+        self.say(f"\n== {number} of {count}: {name}, about {self.planned[name] * pace / 60:.1f} minutes of {left * pace / 60:.1f} that are left")
+        self.done += self.planned[name]
+
+    # ---- text ----
+
+    def _text(self) -> None:
+        """What each stage learns from; the last file that is written is text.jsonl, so that where it is everything is."""
+        final = self.texts / "text.jsonl"
+        if final.exists():
+            return self.say(f"{final} is there already")
+        for name in ("clean", "unique"):
+            (self.texts / name).mkdir(parents=True, exist_ok=True)
+        if self.world is not None:
+            self._examples(self.world)
+        raw = self.texts / "raw.jsonl"
+        if self.world is not None:
+            write_documents(raw, crawl(self.world, self._count(PAGES), self.config.seed))
+        documents = list(read_documents(self.config.data or [raw], on_skip=self.say))
+        self._said("read", len(documents), sum(len(d.text) for d in documents))
+        rules = cleaning(len(documents)) if self.world else CleanConfig()
+        figures = clean_into(self.texts / "clean", documents, rules)
+        self._said("cleaned", **figures["kept"])
+        cleaned = list(read_documents([self.texts / "clean" / "kept.jsonl"]))
+        figures = deduplicate_into(self.texts / "unique", cleaned, DedupConfig())
+        self._said(f"without {figures['exact']:,} exact and {figures['near']:,} near duplicates", **figures["kept"])
+        unique = read_documents([self.texts / "unique" / "kept.jsonl"])
+        write_documents(final, texts_of(unique) if self.world else unique)
+        self.say(f"reports: {self.texts / 'clean' / 'report.html'}, {self.texts / 'unique' / 'report.html'}")
+
+    def _said(self, what: str, documents: int, characters: int) -> None:
+        self.say(f"{what}: {documents:,} documents, {characters:,} characters")
+
+    def _examples(self, world: World) -> None:
+        """Conversations, pairs and sums, and of each some that are held out by construction: none of them is about what is learned from."""
+        seed = self.config.seed
+        for split, share in (("train", 1.0), ("test", 0.1)):
+            save_records(self.texts / f"conversations-{split}.jsonl", world.documents("dialogue", self._count(DIALOGUES * share), seed, split))
+            save_records(self.texts / f"pairs-{split}.jsonl", world.preferences(self._count(PAIRS * share), seed, split))
+            save_records(self.texts / f"sums-{split}.jsonl", world.exercises(self._count(SUMS * share), seed, split))
+
+    def _count(self, usual: float) -> int:
+        """Examples: fewer where there is less time to learn from them, though not so few that nothing is there to learn."""
+        return round(usual * max(0.1, min(1, self.config.scale)))
+
+    def _files(self, name: str, own: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+        """What the data of a stage's config says of its files."""
+        if self.world is None:
+            return dict(data=own)
+        return dict(data=(str(self.texts / f"{name}-train.jsonl"),), val_data=(str(self.texts / f"{name}-test.jsonl"),))
+
+    # ---- stages ----
+
+    def _stage(self, name: str) -> bool:
+        """Begin it, go on with it, or leave it where it is complete. Whether it is complete now."""
+        run = Run(self.folder / name)
+        if run.summary.exists():
+            self.say(f"{run.folder} is complete already")
+            return True
+        if run.config.exists():
+            self.say(f"going on with {run.folder}")
+            return not resume(run, stage_config(run), self.observers(name)).interrupted
+        return not start(self._settings(name), run, self.say, self.observers(name)).interrupted
+
+    def _before(self, name: str) -> BaseConfig:
+        stages = self.config.stages()
+        return BaseConfig(run=str(self.folder / stages[stages.index(name) - 1]))
+
+    def _steps(self, count: int) -> int:
+        return max(1, round(count * self.config.scale))
+
+    def _settings(self, name: str) -> RunConfig:
+        c = self.config
+        if name == "pretrain":
+            return PretrainConfig(
+                data=DataConfig(data=(str(self.texts / "text.jsonl"),), vocab_size=768, pack=True, val_fraction=0.02),
+                model=TransformerConfig(layers=4, heads=5, width=160, context=192),
+                train=TrainConfig(batch=8, steps=self._steps(2400), lr=4e-3, seed=c.seed),
+            )
+        if name == "instruct":
+            data = ConversationsConfig(**self._files("conversations", c.conversations))
+            return InstructConfig(base=self._before(name), data=data, train=TuneTrainConfig(batch=8, steps=self._steps(500), lr=1e-3, seed=c.seed))
+        if name == "dpo":
+            return DPOConfig(base=self._before(name), data=PairsConfig(**self._files("pairs", c.pairs)), preference=PreferenceConfig(beta=0.1),
+                             train=PreferenceTrainConfig(batch=16, steps=self._steps(100), lr=1e-4, seed=c.seed))  # fmt: skip
+        return GRPORunConfig(base=self._before(name), data=TasksConfig(**self._files("sums", c.tasks)), rollouts=GRPOConfig(max_tokens=40),
+                             train=RolloutTrainConfig(steps=self._steps(60), lr=3e-4, seed=c.seed))  # fmt: skip
+
+    # ---- measuring ----
+
+    def tasks(self) -> Sequence[Task]:
+        """What every stage is measured by."""
+        if self.world is not None:
+            return world_tasks(self.world)
+        model, tokenizer, _ = load_run(self.folder / "pretrain")
+        return [validation_task(Run(self.folder / "pretrain"), tokenizer)]
+
+    def _measure(self, name: str) -> None:
+        model, tokenizer, _ = load_run(self.folder / name)
+        results = evaluate(model, tokenizer, self.tasks(), progress=self.progress)
+        for result in results:
+            figures = ", ".join(f"{figure.metric.title} {figure.value:.3f}" for figure in list(result.figures().values())[:1])
+            self.say(f"{name}: {result.task}: {figures}")
+        self.columns.append((name, results))
+
+    def _card(self) -> Card:
+        seconds = time.perf_counter() - self.began
+        facts = [("stages", ", ".join(self.config.stages())), ("minutes", f"{seconds / 60:.1f}"), ("seed", str(self.config.seed))]
+        curves = [dataclasses.replace(curve, title=f"{curve.title}, {name}") for name in self.config.stages()
+                  for curve in (*training_curve(Run(self.folder / name)), *reward_curve(Run(self.folder / name)))]  # fmt: skip
+        return Card(f"Report card of {self.folder}", self.columns, facts, curves)
+
+
+def write_documents(path: Path, documents: Iterable[Document]) -> None:
+    """A .jsonl file of texts with their sources, there whole or not at all."""
+    with atomic_file(path) as file:
+        file.writelines(json.dumps(dict(text=d.text, source=d.source), ensure_ascii=False).encode() + b"\n" for d in documents)
