@@ -11,7 +11,7 @@ from tinyllm.data.clean import CleanConfig
 from tinyllm.data.text import Document
 from tinyllm.data.tinyworld.world import World
 
-TEXTS = 12  # on a page, a line each
+TEXTS, BETWEEN = 12, "\n\n"  # on a page, and what stands between two
 FOOTER = "You have read a page of the news of our small world. Come again tomorrow!"
 SOILED = {"footer": 0.6, "invisible": 0.1, "line ends": 0.1}  # shares of pages
 COPIED = {"copy": 0.04, "almost a copy": 0.04}  # of pages, that come once more later
@@ -25,13 +25,13 @@ def crawl(world: World, pages: int, seed: int = 0) -> Iterator[Document]:
     texts = (item.text for item in world.documents("mix", pages * TEXTS, seed))
     kept: list[str] = []
     for number in range(pages):
-        lines = list(islice(texts, TEXTS))
-        page = "\n".join(lines)
+        found = list(islice(texts, TEXTS))
+        page = BETWEEN.join(found)
         chance = random.random()
         if chance < COPIED["copy"]:
             kept.append(page)
         elif chance < COPIED["copy"] + COPIED["almost a copy"]:
-            kept.append("\n".join(lines[:-1]))
+            kept.append(BETWEEN.join(found[:-1]))
         yield Document(_soiled(page, random), f"page {number + 1}")
         if random.random() < JUNK_SHARE:
             yield Document(JUNK[random.integers(len(JUNK))], f"junk {number + 1}")
@@ -43,7 +43,7 @@ def _soiled(page: str, random) -> str:
     if random.random() < SOILED["invisible"]:
         page = page.replace(" ", " \u200b", 3)
     if random.random() < SOILED["footer"]:
-        page += f"\n{FOOTER}"
+        page += f"{BETWEEN}{FOOTER}"
     return page.replace("\n", "\r\n") if random.random() < SOILED["line ends"] else page
 
 
@@ -53,8 +53,7 @@ def cleaning(pages: int) -> CleanConfig:
 
 
 def texts_of(pages: Iterator[Document]) -> Iterator[Document]:
-    """Each line of the pages as a text of its own."""
+    """Each text of the pages by itself."""
     for page in pages:
-        for number, line in enumerate(page.text.split("\n"), 1):
-            if line:
-                yield Document(line, f"{page.source}, line {number}")
+        for number, text in enumerate(page.text.strip("\n").split(BETWEEN), 1):
+            yield Document(text, f"{page.source}, text {number}")
