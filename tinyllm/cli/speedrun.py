@@ -7,6 +7,7 @@ from pathlib import Path
 from tinyllm.cli.arguments import add_config, config_from, given, program
 from tinyllm.cli.eval import show_progress
 from tinyllm.cli.run_stage import observers, say
+from tinyllm.evaluate.card import Table, tables
 from tinyllm.stages import STAGES
 from tinyllm.stages.speedrun import Speedrun, SpeedrunConfig
 
@@ -23,17 +24,26 @@ def run(args: argparse.Namespace) -> int:
     """All stages; 0 when done, 130 when interrupted (and saved)."""
     folder, config = _resumed(args) if args.resume is not None else _new(args)
     try:
-        paths = Speedrun(folder, config, say, lambda name: functools.partial(observers, STAGES[name]), show_progress).run()
+        whole = Speedrun(folder, config, say, lambda name: functools.partial(observers, STAGES[name]), show_progress)
+        paths = whole.run()
     except KeyboardInterrupt:  # between two stages
         paths = None
     if paths is None:
         say(f"\nstopped, everything is saved; go on with: {shlex.join([*program(), 'speedrun', '--resume', str(folder)])}")
         return 130
-    last = folder / config.stages()[-1]
+    last = folder / config.chain()[-1]
+    say(f"\n{plain(tables(whole.card)[0])}")
     say(f"\nthe report card: {paths[0]}, {paths[1]}")
-    talk = [*program(), "chat", str(last)] if len(config.stages()) > 1 else [*program(), "sample", str(last)]
+    talk = [*program(), "chat", str(last)] if len(config.chain()) > 1 else [*program(), "sample", str(last)]
     say(f"now talk to it: {shlex.join(talk)}")
     return 0
+
+
+def plain(table: Table) -> str:
+    """A table for a terminal."""
+    lines = [list(table.header), *map(list, table.rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(line)).rstrip() for line in lines)
 
 
 def _new(args) -> tuple[Path, SpeedrunConfig]:

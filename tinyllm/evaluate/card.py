@@ -19,22 +19,6 @@ HOW_TO_READ = (
 
 
 @dataclass(frozen=True)
-class Card:
-    """What a card shows.
-
-    columns : models, or stages of one, each with its results; those of a task stand side by side.
-    facts : (what, value) about the whole.     curves : what is drawn first.
-    comparisons : (label of the first, of the second, their paired comparisons).
-    """
-
-    title: str
-    columns: Sequence[tuple[str, Sequence[Result]]]
-    facts: Sequence[tuple[str, str]] = ()
-    curves: Sequence[Curve] = ()
-    comparisons: Sequence[tuple[str, str, Sequence[tuple[str, Comparison]]]] = ()
-
-
-@dataclass(frozen=True)
 class Table:
     """Cells as text.     chart : an SVG that shows the same, "" for none; Markdown goes without.     words : not figures, which stand right."""
 
@@ -43,6 +27,23 @@ class Table:
     rows: Sequence[Sequence[str]]
     chart: str = ""
     words: bool = False
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card shows.
+
+    columns : models, or stages of one, each with its results; those of a task stand side by side.
+    facts : (what, value) about the whole.     curves : what is drawn first.
+    comparisons : (label of the first, of the second, their paired comparisons).     tables : what else there is to tell, shown last.
+    """
+
+    title: str
+    columns: Sequence[tuple[str, Sequence[Result]]]
+    facts: Sequence[tuple[str, str]] = ()
+    curves: Sequence[Curve] = ()
+    comparisons: Sequence[tuple[str, str, Sequence[tuple[str, Comparison]]]] = ()
+    tables: Sequence[Table] = ()
 
 
 def markdown(card: Card) -> str:
@@ -85,7 +86,7 @@ def tables(card: Card) -> list[Table]:
             found.append(_subjects(name, measured))
         if answered := _answers(name, measured[-1]):
             found.append(answered)
-    return found
+    return [*found, *card.tables]
 
 
 def _overview(card, by_task) -> Table:

@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyllm.align import GRPOConfig, PreferenceConfig
-from tinyllm.config import check, from_dict, setting
+from tinyllm.config import check, from_dict, setting, suggestion
 from tinyllm.data import CleanConfig, DedupConfig, Document, atomic_file, clean_into, deduplicate_into, read_documents
 from tinyllm.data.tinyworld import World, save_records
 from tinyllm.data.tinyworld.crawl import cleaning, crawl, texts_of
 from tinyllm.evaluate import Card, Result, Task, evaluate, reward_curve, training_curve, write_card
+from tinyllm.evaluate.card import Table
 from tinyllm.evaluate.suite import validation_task
 from tinyllm.evaluate.world import world_tasks
 from tinyllm.nn import TransformerConfig
-from tinyllm.stages.base import BaseConfig, TuneTrainConfig
+from tinyllm.stages.base import AnswerTrainConfig, BaseConfig, TuneTrainConfig
+from tinyllm.stages.classify import ClassifyConfig, HeadConfig, LabelledConfig
 from tinyllm.stages.instruct import ConversationsConfig, InstructConfig
 from tinyllm.stages.preference import DPOConfig, PairsConfig, PreferenceTrainConfig
 from tinyllm.stages.pretrain import DataConfig, PretrainConfig
@@ -30,9 +32,10 @@ from tinyllm.stages.stage import Announce, Observers, load_run, resume, stage_co
 from tinyllm.train.config import RunConfig, TrainConfig
 from tinyllm.train.run import Run
 
-SECONDS = {"text": 20, "pretrain": 270, "instruct": 70, "dpo": 40, "grpo": 100}  # each with its evaluation, on two cores
-PAGES, DIALOGUES, PAIRS, SUMS = 5000, 12000, 2000, 2000
-STAGES = ("pretrain", "instruct", "dpo", "grpo")
+SECONDS = {"text": 20, "pretrain": 270, "classify": 30, "instruct": 70, "dpo": 40, "grpo": 100}  # each with its evaluation, on two cores
+PAGES, DIALOGUES, PAIRS, SUMS, NOTES = 5000, 12000, 2000, 2000, 200
+CHAIN = ("pretrain", "instruct", "dpo", "grpo")  # each begins from the one before; the others are asides
+LEARNED = {"fine-tuned": HeadConfig(), "frozen": HeadConfig(learn_blocks=0), "from scratch": HeadConfig(scratch=True)}
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class SpeedrunConfig:
     conversations: tuple[str, ...] = setting((), "with --data: .jsonl with messages, to be tuned by", metavar="FILE", several=True)
     pairs: tuple[str, ...] = setting((), "with --data: .jsonl with prompt, chosen and rejected, for DPO", metavar="FILE", several=True)
     tasks: tuple[str, ...] = setting((), "with --data: .jsonl with prompt and answer, for GRPO", metavar="FILE", several=True)
-    without: tuple[str, ...] = setting((), f"stages to leave out, of {', '.join(STAGES[1:])}", metavar="STAGE", several=True)
+    without: tuple[str, ...] = setting((), f"stages to leave out, of {', '.join(list(SECONDS)[2:])}", metavar="STAGE", several=True)
     scale: float = setting(1.0, "how many updates each stage makes, as a share of what is usual", minimum=1e-4, maximum=1000)
     seed: int = setting(0, "seed of everything", minimum=0)
 
@@ -51,8 +54,8 @@ class SpeedrunConfig:
         """Itself. Raises ValueError for what does not go together."""
         check(self)
         for name in self.without:
-            if name not in STAGES[1:]:
-                raise ValueError(f"--without {name}: only {', '.join(STAGES[1:])} can be left out")
+            if name not in (known := list(SECONDS)[2:]):
+                raise ValueError(f"--without {name}{suggestion(name, known)}: only {', '.join(known)} can be left out")
         for name in ("conversations", "pairs", "tasks"):
             if getattr(self, name) and not self.data:
                 raise ValueError(f"--{name} goes with text of your own: give --data, too")
@@ -61,7 +64,11 @@ class SpeedrunConfig:
     def stages(self) -> list[str]:
         """Which are done: of one's own data those that have examples."""
         files = dict(pretrain=True, instruct=self.conversations, dpo=self.pairs, grpo=self.tasks)
-        return [name for name in STAGES if name not in self.without and (not self.data or files[name])]
+        return [name for name in list(SECONDS)[1:] if name not in self.without and (not self.data or files.get(name))]
+
+    def chain(self) -> list[str]:
+        """Those that make one model, each going on with what the one before made."""
+        return [name for name in self.stages() if name in CHAIN]
 
     def save(self, path: Path) -> None:
         with atomic_file(path) as file:
@@ -95,10 +102,14 @@ class Speedrun:
         self._text()
         for name in self.config.stages():
             self._announce(name)
-            if not self._stage(name):
+            if name == "classify":
+                complete = all(self._stage(f"classify-{label.replace(' ', '-')}", self._classifier(head)) for label, head in LEARNED.items())
+            elif complete := self._stage(name, self._settings(name)):
+                self._measure(name)
+            if not complete:
                 return None
-            self._measure(name)
-        return write_card(self.folder, self._card())
+        self.card = self._card()
+        return write_card(self.folder, self.card)
 
     def _announce(self, name: str) -> None:
         """What comes, and how long it and all the rest may take, judged by how long everything before it took."""
@@ -143,6 +154,7 @@ class Speedrun:
         for split, share in (("train", 1.0), ("test", 0.1)):
             save_records(self.texts / f"conversations-{split}.jsonl", world.documents("dialogue", self._count(DIALOGUES * share), seed, split))
             save_records(self.texts / f"pairs-{split}.jsonl", world.preferences(self._count(PAIRS * share), seed, split))
+            save_records(self.texts / f"notes-{split}.jsonl", world.classification(NOTES if split == "train" else 500, seed, split))
             save_records(self.texts / f"sums-{split}.jsonl", world.exercises(self._count(SUMS * share), seed, split))
 
     def _count(self, usual: float) -> int:
@@ -157,7 +169,7 @@ class Speedrun:
 
     # ---- stages ----
 
-    def _stage(self, name: str) -> bool:
+    def _stage(self, name: str, settings: RunConfig) -> bool:
         """Begin it, go on with it, or leave it where it is complete. Whether it is complete now."""
         run = Run(self.folder / name)
         if run.summary.exists():
@@ -165,12 +177,12 @@ class Speedrun:
             return True
         if run.config.exists():
             self.say(f"going on with {run.folder}")
-            return not resume(run, stage_config(run), self.observers(name)).interrupted
-        return not start(self._settings(name), run, self.say, self.observers(name)).interrupted
+            return not resume(run, stage_config(run), self.observers(settings.stage)).interrupted
+        return not start(settings, run, self.say, self.observers(settings.stage)).interrupted
 
     def _before(self, name: str) -> BaseConfig:
-        stages = self.config.stages()
-        return BaseConfig(run=str(self.folder / stages[stages.index(name) - 1]))
+        chain = self.config.chain()
+        return BaseConfig(run=str(self.folder / chain[chain.index(name) - 1]))
 
     def _steps(self, count: int) -> int:
         return max(1, round(count * self.config.scale))
@@ -192,6 +204,13 @@ class Speedrun:
         return GRPORunConfig(base=self._before(name), data=TasksConfig(**self._files("sums", c.tasks)), rollouts=GRPOConfig(max_tokens=40),
                              train=RolloutTrainConfig(steps=self._steps(60), lr=3e-4, seed=c.seed))  # fmt: skip
 
+    def _classifier(self, head: HeadConfig) -> RunConfig:
+        """Spam, told from a few hundred notes: what pretraining has learned of the world's language is what it takes."""
+        base = BaseConfig(run=str(self.folder / "pretrain"))
+        lr = 5e-4 if head.learn_blocks is None else 1e-2  # a head alone, which begins at 0, has a long way to go
+        return ClassifyConfig(base=base, data=LabelledConfig(**self._files("notes", ())), head=head,
+                              train=AnswerTrainConfig(batch=16, steps=self._steps(120), lr=lr, seed=self.config.seed))  # fmt: skip
+
     # ---- measuring ----
 
     def tasks(self) -> Sequence[Task]:
@@ -212,9 +231,18 @@ class Speedrun:
     def _card(self) -> Card:
         seconds = time.perf_counter() - self.began
         facts = [("stages", ", ".join(self.config.stages())), ("minutes", f"{seconds / 60:.1f}"), ("seed", str(self.config.seed))]
-        curves = [dataclasses.replace(curve, title=f"{curve.title}, {name}") for name in self.config.stages()
+        curves = [dataclasses.replace(curve, title=f"{curve.title}, {name}") for name in self.config.chain()
                   for curve in (*training_curve(Run(self.folder / name)), *reward_curve(Run(self.folder / name)))]  # fmt: skip
-        return Card(f"Report card of {self.folder}", self.columns, facts, curves)
+        return Card(f"Report card of {self.folder}", self.columns, facts, curves, tables=[self._classified()] if "classify" in self.config.stages() else [])
+
+    def _classified(self) -> Table:
+        rows = []
+        for label in LEARNED:
+            run = Run(self.folder / f"classify-{label.replace(' ', '-')}")
+            summary = json.loads(run.summary.read_text())
+            figures = summary["figures"]
+            rows.append([label, f"{figures['accuracy']:.1%}", f"{figures['macro_f1']:.3f}", f"{summary['parameters']:,}"])
+        return Table(f"Spam, from {NOTES} notes", ["what learned", "accuracy", "macro F1", "parameters learned"], rows)
 
 
 def write_documents(path: Path, documents: Iterable[Document]) -> None:
