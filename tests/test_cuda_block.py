@@ -73,6 +73,15 @@ def test_equals_the_definition(world, kind, precision, monkeypatch):
     assert np.mean(list(ours.values())) < np.mean(list(theirs.values()))
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama, one key head, window"])
+def test_documents_that_share_rows(world, kind):
+    documents = np.sort(np.random.default_rng(3).integers(0, 4, (3, 21)))
+    true, expected = loss_and_gradients(model_of(np, kind, "fp32", np.float64), documents=documents)
+    found, gradients = loss_and_gradients(model_of(world.xp, kind, "fp16"), scale=1024.0, documents=documents)
+    assert abs(found - true) < 4 * UNIT["fp16"] < abs(true - loss_and_gradients(model_of(np, kind, "fp32", np.float64))[0])
+    assert max(errors(gradients, expected).values()) < 8 * UNIT["fp16"]
+
+
 def used(model, monkeypatch, **around):
     """How often the block's kernel was used in a forward."""
     from tinyllm.kernels.cuda import block
@@ -97,11 +106,12 @@ def test_it_leaves_other_blocks_alone(world, settings, monkeypatch):
     assert used(model, monkeypatch) == 0 and not fused(model.config)
 
 
-def test_it_leaves_dropout_and_documents_alone(world, monkeypatch):
+def test_it_leaves_dropout_and_documents_in_pieces_alone(world, monkeypatch):
     model = model_of(world.xp, "gpt2", dropout=0.1)
     assert used(model, monkeypatch, rng=np.random.default_rng(0)) == 0
-    assert used(model, monkeypatch, documents=np.zeros((3, 21), int)) == 0
-    assert used(model, monkeypatch) == 2
+    assert used(model, monkeypatch, documents=np.arange(63).reshape(3, 21) % 2) == 0
+    assert used(model, monkeypatch, documents=world.xp.zeros((3, 21), int)) == 0  # nobody waits to see whether they are in one piece
+    assert used(model, monkeypatch) == used(model, monkeypatch, documents=np.zeros((3, 21), int)) == 2
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

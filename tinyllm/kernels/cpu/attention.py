@@ -20,7 +20,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from tinyllm import ops
-from tinyllm.kernels import attach
+from tinyllm.kernels import attach, packed
 from tinyllm.kernels.cpu.blocks import scratch
 from tinyllm.threads import parallel
 
@@ -84,13 +84,8 @@ def sight(T: int, documents=None, *, causal: bool = True, window: int | None = N
     plain = _by_position(T, causal, window)
     if documents is None:
         return plain
-    change = documents[:, 1:] != documents[:, :-1]
-    if np.count_nonzero(change) > np.count_nonzero(np.diff(np.sort(documents))):  # more changes than numbers: one of them came again
-        return None
-    at, edge = np.arange(T), np.ones((len(documents), 1), bool)
-    begin = np.maximum.accumulate(np.where(np.hstack([edge, change]), at, 0), 1)
-    end = np.minimum.accumulate(np.where(np.hstack([change, edge]), at + 1, T)[:, ::-1], 1)[:, ::-1]
-    return Sight(np.maximum(plain.first, begin), np.minimum(plain.after, end))
+    of_document = packed.edges(documents)
+    return of_document and Sight(np.maximum(plain.first, of_document[0]), np.minimum(plain.after, of_document[1]))
 
 
 @attach(ops.attention, at_least=2**12)
