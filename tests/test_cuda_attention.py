@@ -263,7 +263,8 @@ def test_leaves_the_rest_to_the_op(world):
     narrow = [x[..., :16] for x in (q, k, v)]
     for arrays, more, settings in [
         (wide, (), {}), ((q, k, wide[2]), (), {}), (narrow, (), {}), ((q, k, narrow[2]), (), {}), ((q[:, :1], xp.concatenate([k, k], 1), v), (), {}),
-        ((q, k, v), (xp.ones((1, 8), bool),), {}), ((q, k, v), (None, xp.zeros((1, 8), int)), {}), ((q, k, v), (None, np.arange(8)[None] % 2), {}), ((q[:, :, 1:], k, v), (None, np.zeros((1, 8), int)), dict(offset=1)),
+        ((q, k, v), (xp.ones((1, 8), bool),), {}), ((q, k, v), (None, xp.zeros((1, 8), int)), {}),
+        ((q, k, v), (None, np.arange(8)[None] % 2), {}), ((q[:, :, 1:], k, v), (None, np.zeros((1, 8), int)), dict(offset=1)),
         ((q, k, v), (None, None, xp.ones(2, np.float32)), {}), ((q, k, v), (), dict(softcap=5.0)), ((q, k, v), (), dict(scale=-1.0)),
     ]:  # fmt: skip
         assert attention.attention(*arrays, *more, **settings) is NotImplemented

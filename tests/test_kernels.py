@@ -111,7 +111,9 @@ def test_what_a_kernel_is_not_made_for_goes_to_the_op():
 
 @pytest.mark.parametrize("window", [None, 1, 5, 40])
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("documents", [None, in_rows(5, 100, 7), in_rows(5, 100, 80), np.zeros((5, 100), int)], ids=["none", "long", "short", "one"])
+@pytest.mark.parametrize(
+    "documents", [None, in_rows(5, 100, 7), in_rows(5, 100, 80), np.zeros((5, 100), int)], ids=["none", "long", "short", "one"]
+)
 def test_the_sight_of_a_query_is_what_the_op_lets_it_see(documents, causal, window):
     """Also block by block: what is left out and what is hidden there is what nobody, and what not everybody, sees."""
     seen = attention.sight(100, documents, causal=causal, window=window)

@@ -13,7 +13,8 @@ in the cache and without a product:
     its activation                4      -      comes out of the activation's backward, which needs the same tanh
 
 q, k and v come from one product where their weights lie side by side in memory, as they do in an optimizer's flat parameters. Made for
-blocks that normalise first, in full precision, without dropout; with documents, if each is in one piece. Others run as they are written in `tinyllm.nn`.
+blocks that normalise first, in full precision, without dropout; with documents that share rows, each of them in one piece. Others run as
+they are written in `tinyllm.nn`.
 """
 import numpy as np
 

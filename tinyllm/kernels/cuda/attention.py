@@ -59,7 +59,10 @@ TILES_OF_DOCUMENTS = TILES | {96: TILES[96]._replace(key_tile=32)}  # 64 keys, a
 
 
 def macros(format: str, width: int, documents: bool = False) -> dict:  # noqa: A002
-    """The macros with which the kernels are compiled for a format ("FP16" or "BF16") and a head width, for rows of several documents or of one."""
+    """The macros with which the kernels are compiled for a format ("FP16" or "BF16") and a head width.
+
+    documents : whether several may share a row.
+    """
     key_tile, own, query_tile = (TILES_OF_DOCUMENTS if documents else TILES)[width]
     return dict(FORMAT=format, HEAD_WIDTH=width, DOCUMENTS=int(documents), KEY_TILE=key_tile, OWN=own, QUERY_TILE=query_tile)
 
@@ -169,7 +172,10 @@ def like_heads(x):
 
 
 def _launch(file, name, heads, blocks, *arguments, shared=0, several=False):
-    """Start `blocks` blocks for each head. several : documents in a row. Arrays of rows, 16-bit ones, are passed with their strides of batch, head and position."""
+    """Start `blocks` blocks for each head. Arrays of rows, 16-bit ones, are passed with their strides of batch, head and position.
+
+    several : whether documents share rows.
+    """
     if heads * blocks == 0:
         return
     rows = next(x for x in arguments if _is_rows(x))

@@ -1,6 +1,7 @@
 // What attention.cu and attention_backward.cu share: tiles in shared memory, products of a warp, and who sees whom.
 //
-// Macros: HEAD_WIDTH is D: 32, 64, 96 or 128. DOCUMENTS: 1 where several share a row, none of which sees another. KEY_TILE, OWN, QUERY_TILE cut the work up, see attention.py, which sets them.
+// Macros: HEAD_WIDTH is D: 32, 64, 96 or 128. DOCUMENTS: 1 where several share a row, none of which sees another. KEY_TILE, OWN,
+// QUERY_TILE cut the work up, see attention.py, which sets them.
 //
 // Shared memory. A row of a tile is cut into chunks of 16 bytes. Chunk c of row r lies at place c ^ (r mod 8) of its row, or, where rows
 // are an odd multiple of 64 bytes, c ^ (r/2 mod 4): then the 8 rows that ldmatrix reads at a time, and the 8 chunks that cp.async writes
