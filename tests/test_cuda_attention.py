@@ -16,7 +16,16 @@ from tinyllm.kernels.cuda import attention, launch, storage
 from tinyllm.tensor import Tensor
 
 TOLERANCE = {"fp16": 1e-3, "bf16": 8e-3}  # relative to the largest value: weights, their derivatives and results are rounded once each
-PLAIN = dict(causal=True, window=None, offset=0, scale=None)
+PLAIN = dict(causal=True, window=None, offset=0, scale=None, documents=None)
+
+
+def in_rows(B, T, documents):
+    """Numbers of documents that share rows, as packing lays them, with padding, a document -1, at the end of the first.     (B, T)"""
+    numbers = np.sort(np.random.default_rng([B, T]).integers(0, documents, (B, T)))
+    numbers[0, -T // 9 :] = -1
+    return numbers
+
+
 SHAPES = {  # B, H, G, T, S, D and settings; at a width each
     "one query, a cache": (2, 2, 1, 1, 131, 64, dict(offset=130)),
     "prefill after a cache": (1, 2, 1, 70, 130, 96, dict(offset=60)),
@@ -34,6 +43,10 @@ SHAPES = {  # B, H, G, T, S, D and settings; at a width each
     "empty window": (1, 1, 1, 40, 40, 32, dict(window=0)),
     "own scale": (1, 1, 1, 65, 65, 128, dict(scale=0.3)),
     "one token": (3, 2, 2, 1, 1, 32, {}),
+    "documents": (2, 2, 1, 200, 200, 64, dict(documents=in_rows(2, 200, 5))),
+    "short documents": (2, 1, 1, 130, 130, 32, dict(documents=in_rows(2, 130, 40))),
+    "documents with a window": (1, 2, 2, 150, 150, 96, dict(documents=in_rows(1, 150, 3), window=33)),
+    "documents both ways": (1, 2, 1, 300, 300, 128, dict(documents=in_rows(1, 300, 4), causal=False)),
 }
 
 
@@ -71,6 +84,8 @@ def by_definition(q, k, v, do, **settings):
     s = settings["scale"] * q @ np.repeat(k, q.shape[1] // k.shape[1], 1).swapaxes(-1, -2)
     positions = np.arange(q.shape[2]) + settings["offset"], np.arange(k.shape[2])
     s[..., ~ops.visible(*positions, causal=settings["causal"], window=settings["window"])] = -np.inf
+    if settings["documents"] is not None:
+        s[np.broadcast_to((settings["documents"][:, None, :, None] != settings["documents"][:, None, None, :]), s.shape)] = -np.inf
     lse = np.logaddexp.reduce(s, -1)
     return o, np.where(lse == -np.inf, np.inf, lse), *backward(do)[:3]
 
@@ -78,6 +93,7 @@ def by_definition(q, k, v, do, **settings):
 def by_kernel(xp, q, k, v, do, *, exact, **settings):
     """The same from the kernels, on the host. exact : their `deterministic`."""
     q, k, v, do = map(xp.asarray, (q, k, v, do))
+    settings["documents"] = None if settings["documents"] is None else attention.edges(xp, settings["documents"])
     o, lse = attention.forward(q, k, v, **settings)
     return tuple(map(to_numpy, (o, lse, *attention.backward(q, k, v, o, lse, do, deterministic=exact, **settings))))
 
@@ -248,6 +264,7 @@ def test_leaves_the_rest_to_the_op(world):
     for arrays, more, settings in [
         (wide, (), {}), ((q, k, wide[2]), (), {}), (narrow, (), {}), ((q, k, narrow[2]), (), {}), ((q[:, :1], xp.concatenate([k, k], 1), v), (), {}),
         ((q, k, v), (xp.ones((1, 8), bool),), {}), ((q, k, v), (None, xp.zeros((1, 8), int)), {}),
+        ((q, k, v), (None, np.arange(8)[None] % 2), {}), ((q[:, :, 1:], k, v), (None, np.zeros((1, 8), int)), dict(offset=1)),
         ((q, k, v), (None, None, xp.ones(2, np.float32)), {}), ((q, k, v), (), dict(softcap=5.0)), ((q, k, v), (), dict(scale=-1.0)),
     ]:  # fmt: skip
         assert attention.attention(*arrays, *more, **settings) is NotImplemented
@@ -282,6 +299,9 @@ MISTAKES = {  # what is in the source, and what somebody might have written
     "o not shrunk": ("attention", "o[m][n][i] *= shrink", "o[m][n][i] *= 1.0f"),
     "one key too many": ("attention", "key <= query + offset + ahead &&", "key <= query + offset + ahead + 1 &&"),
     "keys' end": ("attention", "&& key < keys;", ";"),
+    "documents see each other": ("attention", "(!DOCUMENTS || begin(key) == begin(query)) &&", ""),
+    "a document too few": ("attention_backward", "last_key < begin(query));", "last_key <= begin(query));"),
+    "another row's documents": ("attention", "documents + 2 * b * tiles * QUERY_ROWS}", "documents}"),
     "last tile left out": ("attention", "(high + tile - 1) / tile}", "high / tile}"),
     "rows not turned": ("attention", "row >> 1 & 3 : row & 7)", "row & 3 : row & 7)"),
     "queries overwritten": ("attention", "writes\n    __syncthreads();", "writes\n"),
@@ -295,7 +315,7 @@ MISTAKES = {  # what is in the source, and what somebody might have written
 
 
 TELLING = [(1, 2, 1, 200, 200, 32, {}), (1, 1, 1, 200, 200, 32, dict(window=40)), (1, 1, 1, 40, 70, 32, dict(causal=False)),
-           (1, 1, 1, 20, 70, 32, dict(window=3, offset=300))]  # fmt: skip
+           (1, 1, 1, 20, 70, 32, dict(window=3, offset=300)), (2, 1, 1, 150, 150, 32, dict(documents=in_rows(2, 150, 6)))]  # fmt: skip
 
 
 @pytest.mark.cuda_on_cpu

@@ -18,6 +18,7 @@ KINDS = {
 }
 UNIT = {"fp16": 2.0**-11, "bf16": 2.0**-8}  # the largest relative error of rounding to the format
 IDS = np.random.default_rng(1).integers(0, 96, (3, 22))
+DOCUMENTS = np.sort(np.random.default_rng(3).integers(0, 4, (3, 21)))
 
 
 @pytest.fixture(params=WORLDS)
@@ -59,13 +60,14 @@ def errors(found, expected):
 
 @pytest.mark.parametrize("precision", UNIT)
 @pytest.mark.parametrize("kind", KINDS)
-def test_equals_the_definition(world, kind, precision, monkeypatch):
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one text a row", "documents"])
+def test_equals_the_definition(world, kind, precision, documents, monkeypatch):
     """No parameter's gradient is further from float64 than a few roundings or, where they cancel, than that of the ops one by one."""
-    true, expected = loss_and_gradients(model_of(np, kind, "fp32", np.float64))
+    true, expected = loss_and_gradients(model_of(np, kind, "fp32", np.float64), documents=documents)
     model = model_of(world.xp, kind, precision)
-    found, gradients = loss_and_gradients(model, scale=1024.0)
+    found, gradients = loss_and_gradients(model, scale=1024.0, documents=documents)
     op_by_op(monkeypatch)
-    plain, by_ops = loss_and_gradients(model_of(world.xp, kind, precision), scale=1024.0)
+    plain, by_ops = loss_and_gradients(model_of(world.xp, kind, precision), scale=1024.0, documents=documents)
     assert abs(found - true) < 4 * UNIT[precision]
     ours, theirs = errors(gradients, expected), errors(by_ops, expected)
     for name, error in ours.items():
@@ -97,11 +99,12 @@ def test_it_leaves_other_blocks_alone(world, settings, monkeypatch):
     assert used(model, monkeypatch) == 0 and not fused(model.config)
 
 
-def test_it_leaves_dropout_and_documents_alone(world, monkeypatch):
+def test_it_leaves_dropout_and_documents_in_pieces_alone(world, monkeypatch):
     model = model_of(world.xp, "gpt2", dropout=0.1)
     assert used(model, monkeypatch, rng=np.random.default_rng(0)) == 0
-    assert used(model, monkeypatch, documents=np.zeros((3, 21), int)) == 0
-    assert used(model, monkeypatch) == 2
+    assert used(model, monkeypatch, documents=np.arange(63).reshape(3, 21) % 2) == 0
+    assert used(model, monkeypatch, documents=world.xp.zeros((3, 21), int)) == 0  # nobody waits to see whether they are in one piece
+    assert used(model, monkeypatch) == used(model, monkeypatch, documents=np.zeros((3, 21), int)) == 2
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

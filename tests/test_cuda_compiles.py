@@ -36,19 +36,19 @@ class Budget:
         return [dict(zip(self.macros, values, strict=True)) for values in itertools.product(*self.macros.values())]
 
 
-ATTENTION = [(format, width) for format in ("BF16", "FP16") for width in attention.TILES]      # two blocks of 128 threads a multiprocessor: 255 registers
+ATTENTION = [(format, width, documents) for format in ("BF16", "FP16") for width in attention.TILES for documents in (False, True)]      # two blocks of 128 threads a multiprocessor: 255 registers
 
 BUDGETS = (
     Budget("activations", dict(plain_forward=(32, 0), plain_backward=(40, 0), gated_forward=(40, 0), gated_backward=(48, 0)),
            dict(ACTIVATION=("GELU_TANH", "GELU", "SILU", "RELU", "RELU2"), FORMAT=("FP32", "FP16", "BF16"))),
     Budget("adamw", {"squares": (32, 2048), "total": (32, 2048), "decide": (40, 0), "adamw": (48, 0)}),  # 5 blocks of 256 on an SM
-    *(Budget("attention", {"attention_forward": (255, 0)}, {name: (value,) for name, value in attention.macros(format, width).items()},
-             {"attention_forward": attention.TILES[width].forward_shared(width)}) for format, width in ATTENTION),
+    *(Budget("attention", {"attention_forward": (255, 0)}, {name: (value,) for name, value in attention.macros(format, width, documents).items()},
+             {"attention_forward": attention.TILES[width].forward_shared(width)}) for format, width, documents in ATTENTION),
     *(Budget("attention_backward",
              {"attention_statistics": (40, 0), "attention_backward_keys": (255, 0), "attention_convert": (40, 0), "attention_backward_queries": (255, 0)},
-             {name: (value,) for name, value in attention.macros(format, width).items()},
+             {name: (value,) for name, value in attention.macros(format, width, documents).items()},
              {"attention_backward_keys": attention.TILES[width].keys_shared(width),
-              "attention_backward_queries": attention.TILES[width].queries_shared(width)}) for format, width in ATTENTION),
+              "attention_backward_queries": attention.TILES[width].queries_shared(width)}) for format, width, documents in ATTENTION),
     Budget("cross_entropy", {"cross_entropy": (32, 128)}, dict(FORMAT=("FP32",), WIDTH=(1, 4))),  # 2 blocks of 1024 on an SM
     Budget("cross_entropy", {"cross_entropy": (32, 128)}, dict(FORMAT=("FP16", "BF16"), WIDTH=(1, 8))),
     Budget(

@@ -10,6 +10,7 @@ import tinyllm.kernels.cpu
 from tinyllm import ops
 from tinyllm.gradcheck import gradcheck
 from tinyllm.kernels import KERNELS, MODULES, plain_ops
+from tinyllm.kernels.cpu import attention
 from tinyllm.nn import Transformer, TransformerConfig
 from tinyllm.nn.transformer import Block
 from tinyllm.ops.cases import CASES
@@ -18,6 +19,15 @@ from tinyllm.threads import parallel, threads
 
 RANDOM = np.random.default_rng(0)
 N = RANDOM.standard_normal
+
+
+def in_rows(B, T, documents):
+    """Numbers of documents that share rows, as packing lays them: rising, and at the end of some rows padding, a document -1.     (B, T)"""
+    numbers = np.sort(RANDOM.integers(0, documents, (B, T)))
+    numbers[::2, -T // 7 :] = -1
+    return numbers
+
+
 LARGE = {  # odd sizes over several blocks and parts
     "embedding": [((N((70, 9)), RANDOM.integers(0, 70, (3, 100))), {}), ((N((7, 9)), np.zeros((2, 0), int)), {})],
     "linear": [((N((3, 257, 129)), N((65, 129)), N(65)), {}), ((N((5, 300)), N((4097, 300))), {}), ((N((2, 400, 33)), N((70, 33))), {})],
@@ -28,6 +38,12 @@ LARGE = {  # odd sizes over several blocks and parts
     "attention": [
         ((N((2, 4, 257, 16)), N((2, 2, 257, 16)), N((2, 2, 257, 16))), {}),
         ((N((3, 5, 64, 8)), N((3, 5, 64, 8)), N((3, 5, 64, 8))), dict(scale=0.5)),
+        ((N((3, 4, 257, 8)), N((3, 2, 257, 8)), N((3, 2, 257, 8)), None, in_rows(3, 257, 9)), {}),
+        ((N((30, 2, 70, 8)), N((30, 1, 70, 8)), N((30, 1, 70, 8)), None, in_rows(30, 70, 4)), dict(window=11)),  # several units of work
+        ((N((2, 3, 150, 8)), N((2, 3, 150, 8)), N((2, 3, 150, 8)), None, in_rows(2, 150, 60)), dict(causal=False)),
+        ((N((2, 3, 200, 8)), N((2, 3, 200, 8)), N((2, 3, 200, 8))), dict(window=70)),
+        ((N((2, 3, 200, 8)), N((2, 3, 200, 8)), N((2, 3, 200, 8))), dict(window=2)),
+        ((N((2, 3, 200, 8)), N((2, 3, 200, 8)), N((2, 3, 200, 8))), dict(window=33, causal=False)),
         ((N((1, 300, 2, 8)).swapaxes(1, 2), N((1, 300, 1, 8)).swapaxes(1, 2), N((1, 300, 1, 8)).swapaxes(1, 2)), {}),
     ],
     "linear_cross_entropy": [
@@ -66,7 +82,7 @@ def test_every_kernel_has_its_tests():
 def test_equals_its_op(name, number, dtype, tolerance):
     """float32: both sum in another order, so they agree to a few units of rounding of the largest value."""
     arrays, settings = LARGE[name][number]
-    arrays = [x.astype(dtype) if x.dtype.kind == "f" else x for x in arrays]
+    arrays = [x if x is None or x.dtype.kind != "f" else x.astype(dtype) for x in arrays]
     assert max(error(*pair) for pair in zip(*both(name, arrays, settings), strict=True)) < tolerance
 
 
@@ -91,6 +107,40 @@ def test_what_a_kernel_is_not_made_for_goes_to_the_op():
         assert np.array_equal(ops.gelu_tanh(Tensor(x)).data, OPS["gelu_tanh"].array(x)[0])
     y = ops.linear(Tensor(large), Tensor(large.astype(np.float32)))
     assert y.dtype == OPS["linear"].array(large, large.astype(np.float32))[0].dtype
+
+
+@pytest.mark.parametrize("window", [None, 1, 5, 40])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    "documents", [None, in_rows(5, 100, 7), in_rows(5, 100, 80), np.zeros((5, 100), int)], ids=["none", "long", "short", "one"]
+)
+def test_the_sight_of_a_query_is_what_the_op_lets_it_see(documents, causal, window):
+    """Also block by block: what is left out and what is hidden there is what nobody, and what not everybody, sees."""
+    seen = attention.sight(100, documents, causal=causal, window=window)
+    at = np.arange(100)
+    expected = ops.visible(at, at, causal=causal, window=window)[None]
+    if documents is not None:
+        expected = expected & (documents[:, :, None] == documents[:, None, :])
+    assert np.array_equal((at >= seen.first[..., None]) & (at < seen.after[..., None]), expected)
+    scores = np.full((len(expected), 100, 100), -np.inf)
+    for queries, keys, edges in seen.blocks:
+        block = np.zeros((len(expected), 1, 1, keys.stop - keys.start, queries.stop - queries.start))
+        for part, hidden in edges:
+            block[..., part, :] += hidden
+        scores[:, queries, keys] = block[:, 0, 0].swapaxes(1, 2)
+        assert expected[:, queries, keys].any((0, 1))[[0, -1]].all()  # nothing is computed beyond the first and the last key
+    assert np.array_equal(scores == 0, expected)
+
+
+def test_documents_in_pieces_and_empty_windows_are_no_stretch():
+    assert attention.sight(4, np.array([[0, 0, 1, 1], [2, 3, 3, 2]])) is None
+    assert attention.sight(4, np.array([[-1, 0, -1, -1]])) is None
+    assert attention.sight(4, window=0) is None
+    assert attention.sight(4, np.array([[7, 7, 1, -1], [5, 5, 5, 5]])) is not None  # any numbers, in any order
+    q, k, v = N((3, 2, 2, 40, 32))
+    for documents, settings in ((np.arange(80).reshape(2, 40) % 3, {}), (None, dict(window=0))):
+        ours = ops.attention(q, k, v, None, documents, **settings)
+        assert np.array_equal(ours.data, OPS["attention"].array(q, k, v, None, documents, **settings)[0])
 
 
 def steps(count=3):

@@ -25,12 +25,12 @@ FITTING = [
     dict(arch="llama", kv_heads=2, bias=True),
     dict(arch="llama", attention="tiled", norm="layernorm", recompute=True),
     dict(arch="llama", mlp="gelu_tanh", positions="none"),
+    dict(arch="llama", window=9),
 ]
 OTHERS = [
     dict(arch="gpt2", dropout=0.1),
     dict(arch="gpt2", norm_placement="post"),
     dict(arch="llama", qk_norm=True),
-    dict(arch="llama", window=9),
     dict(arch="llama", softcap=3.0),
     dict(arch="llama", positions="alibi"),
     dict(arch="llama", mlp="geglu"),
@@ -51,10 +51,14 @@ def model_of(dtype=np.float64, **choices):
 IDS = np.random.default_rng(2).integers(0, 50, (3, 68))
 
 
-def results(model, ids=IDS):
+DOCUMENTS = np.sort(np.random.default_rng(4).integers(0, 6, (3, 67)))
+DOCUMENTS[1, 50:] = -1  # padding
+
+
+def results(model, ids=IDS, documents=None):
     for _, p in model.named_parameters():
         p.grad = None
-    loss = ops.linear_cross_entropy(model.hidden(ids[:, :-1], rng=np.random.default_rng(0)), model.output_weight, ids[:, 1:])
+    loss = ops.linear_cross_entropy(model.hidden(ids[:, :-1], documents=documents, rng=np.random.default_rng(0)), model.output_weight, ids[:, 1:])
     loss.backward(3.0)
     return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
@@ -95,9 +99,32 @@ def test_leaves_other_blocks_alone(runs, choices):
     assert_same(ours, plain, 2e-2 if choices.get("precision") else 1e-12)  # bf16 rounds sums that were added up in another order
 
 
-def test_leaves_documents_caches_and_short_inputs_alone(runs):
+@pytest.mark.parametrize("choices", FITTING, ids=str)
+def test_documents_that_share_rows(runs, choices):
+    model = model_of(**choices)
+    ours = results(model, documents=DOCUMENTS)
+    assert len(runs) == (4 if model.config.recompute else 2)
+    with plain_ops():
+        assert_same(ours, results(model, documents=DOCUMENTS), 1e-12)
+        assert abs(ours[0] - results(model)[0]) > 1e-3  # they do change something
+
+
+def test_what_one_forward_noted_is_not_anothers(runs):
+    """Neither other documents, nor another length with the same surroundings."""
+    model = model_of(arch="llama")
+    block, x = model.blocks[0], np.random.default_rng(5).standard_normal((3, 67, 32))
+    around = Surroundings()
+    for length in (67, 50):
+        ours = block(Tensor(x[:, :length]), around, 0).data
+        with plain_ops():
+            assert np.abs(ours - block(Tensor(x[:, :length]), around, 0).data).max() < 1e-12
+    ours = [results(model, documents=documents)[0] for documents in (DOCUMENTS, DOCUMENTS[::-1], None)]
+    assert len(runs) == 8 and len(set(ours)) == 3
+
+
+def test_leaves_documents_in_pieces_caches_and_short_inputs_alone(runs):
     model = model_of()
-    model.hidden(IDS, documents=np.zeros_like(IDS))
+    model.hidden(IDS, documents=np.arange(IDS.size).reshape(IDS.shape) % 2)
     with no_grad():
         model.hidden(IDS, cache=model.new_cache(3))
     model.hidden(np.zeros((200, 1), int))
@@ -123,7 +150,7 @@ def test_gradient(choices):
     for _, p in block.named_parameters():
         p.data = p.data + 0.3 * np.random.default_rng(p.size).standard_normal(p.shape)
     angles = ops.rope_table(np.arange(65), ops.rope_frequencies(config.head_width)[0])
-    around = Surroundings(angles if config.positions == "rope" else None)
+    around = Surroundings(angles if config.positions == "rope" else None, documents=DOCUMENTS[:2, :65])
     x = np.random.default_rng(3).standard_normal((2, 65, 32))
     report = gradcheck(lambda x: block(x, around, 0), x, parameters=dict(block.named_parameters()), method="projection", directions=3)
     assert report, report

@@ -6,7 +6,6 @@ Targets that count (see `Batch`) are the answer's tokens; those of the prompt an
 import numpy as np
 
 from tinyllm import ops
-from tinyllm.backend import array_module
 from tinyllm.data import IGNORE, Batch
 from tinyllm.nn import Transformer
 from tinyllm.tensor import Tensor
@@ -14,8 +13,7 @@ from tinyllm.tensor import Tensor
 
 def token_log_probabilities(model: Transformer, batch: Batch, rng: np.random.Generator | None = None) -> Tensor:
     """ln p(target) of each token given those before it; 0 where the target does not count.     -> (B, T)"""
-    documents = None if batch.documents is None else array_module(model.embedding.weight.data).asarray(batch.documents)
-    hidden = model.hidden(batch.ids, documents=documents, rng=rng)
+    hidden = model.hidden(batch.ids, documents=batch.documents, rng=rng)
     return ops.linear_log_probabilities(hidden, model.output_weight, batch.targets, ignore_index=IGNORE)
 
 

@@ -36,7 +36,7 @@ CALLER = "caller"  # a file that works for others: the time is theirs
 PART_OF = {
     "ops/linear.py": PRODUCTS, "kernels/cpu/linear.py": PRODUCTS, "kernels/cpu/few_rows.py": PRODUCTS,
     "ops/attention.py": ATTENTION, "ops/tiled_attention.py": ATTENTION, "ops/softmax.py": ATTENTION, "ops/positions.py": ATTENTION,
-    "kernels/cpu/attention.py": ATTENTION, "nn/cache.py": ATTENTION,
+    "kernels/cpu/attention.py": ATTENTION, "kernels/cpu/rope.py": ATTENTION, "kernels/packed.py": ATTENTION, "nn/cache.py": ATTENTION,
     "kernels/cpu/decode.py": ATTENTION, "kernels/cpu/folded.py": ATTENTION,  # beside which norms and sums of a few rows are little
     "ops/norm.py": NORMS, "kernels/cpu/norms.py": NORMS,
     "ops/activations.py": ACTIVATIONS, "ops/erf.py": ACTIVATIONS, "kernels/cpu/activations.py": ACTIVATIONS,

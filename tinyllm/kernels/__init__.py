@@ -5,7 +5,7 @@ goes to the op; `attach_module` does the same for a method of a module. Without 
 tests hold each kernel to its op.
 
 cpu    NumPy over blocks of rows on all cores        cuda   CUDA C through CuPy, loaded when a device is first used
-known  which blocks the kernels of whole modules are made for
+known  which blocks the kernels of whole modules are made for     packed   documents that share rows, for kernels of attention
 """
 import functools
 from collections.abc import Callable, Iterator

@@ -1,5 +1,5 @@
 """The attention layer: project, turn by position, attend, project back."""
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,12 +18,14 @@ class Surroundings:
 
     rotation : RoPE's (cos, sin), or None.        cache : keys and values of earlier tokens, or None.
     documents : (B, T) document of each token, or None.        rng : generator for dropout; None outside training.
+    notes : what a kernel made of these for one block, for the next ones to find.
     """
 
     rotation: tuple | None = None
     cache: KVCache | None = None
     documents: np.ndarray | None = None
     rng: np.random.Generator | None = None
+    notes: dict = field(default_factory=dict)
 
 
 class Attention(Module):

@@ -13,13 +13,14 @@ in the cache and without a product:
     its activation                4      -      comes out of the activation's backward, which needs the same tanh
 
 q, k and v come from one product where their weights lie side by side in memory, as they do in an optimizer's flat parameters. Made for
-blocks that normalise first, in full precision, without dropout; others run as they are written in `tinyllm.nn`.
+blocks that normalise first, in full precision, without dropout; with documents that share rows, each of them in one piece. Others run as
+they are written in `tinyllm.nn`.
 """
 import numpy as np
 
 from tinyllm import ops
 from tinyllm.kernels import attach_module
-from tinyllm.kernels.cpu import activations, attention, norms
+from tinyllm.kernels.cpu import activations, attention, norms, rope
 from tinyllm.kernels.cpu.linear import column_sums, times, weight_gradient
 from tinyllm.kernels.known import known
 from tinyllm.nn.layers import LayerNorm
@@ -37,9 +38,14 @@ def block(module, x, around, layer):
     if not _fits(module, around, x):
         return NotImplemented
     a, mlp, norm = module.attention, module.mlp, module.attention_norm
+    seen, turned = _of_all_layers(around, x.shape[1], a)
+    if seen is None:
+        return NotImplemented
     layers = (norm, module.mlp_norm, a.query, a.key, a.value, a.output, getattr(mlp, "gate", None), mlp.up, mlp.down)  # as in NAMES
     parameters = (getattr(layer, kind, None) for layer in layers for kind in ("weight", "bias"))
-    return fused_block(x, *parameters, head_width=a.head_width, centre=type(norm) is LayerNorm, eps=norm.eps, rotation=around.rotation)
+    return fused_block(
+        x, *parameters, head_width=a.head_width, centre=type(norm) is LayerNorm, eps=norm.eps, turned=turned, seen=seen
+    )  # fmt: skip
 
 
 def _fits(module, around, x) -> bool:
@@ -49,10 +55,9 @@ def _fits(module, around, x) -> bool:
         and module.order is Block._pre
         and not (module.dropout and around.rng is not None)
         and around.cache is None
-        and around.documents is None
         and a.slopes is None
         and a.query_norm is None
-        and not any(a.settings.values())
+        and a.settings["softcap"] is None
         and module.mlp.activation in (ops.gelu_tanh, ops.swiglu)
         and x.shape[1] > 1
         and x.size >= 2**12
@@ -61,9 +66,22 @@ def _fits(module, around, x) -> bool:
     )
 
 
+def _of_all_layers(around, T, a):
+    """Who sees whom, and RoPE's tables (None without): made in the first layer, found again in the others."""
+    window, heads = a.settings["window"], (len(a.query.weight.data) + len(a.key.weight.data)) // a.head_width
+    key = (T, window, heads)
+    if key not in around.notes:
+        turned = around.rotation and rope.tables(*around.rotation, heads)
+        around.notes[key] = attention.sight(T, around.documents, window=window), turned
+    return around.notes[key]
+
+
 @op
-def fused_block(*arrays, head_width, centre, eps, rotation):
-    """y = x' + mlp(norm(x')) with x' = x + attention(norm(x)).     x (B, T, C), the parameters in the order of NAMES -> (B, T, C)"""
+def fused_block(*arrays, head_width, centre, eps, turned, seen):
+    """y = x' + mlp(norm(x')) with x' = x + attention(norm(x)).     x (B, T, C), the parameters in the order of NAMES -> (B, T, C)
+
+    turned : RoPE's `tables` for queries and keys, or None.     seen : which keys each query sees, an `attention.Sight`.
+    """
     shape = arrays[0].shape
     x, p = np.ascontiguousarray(arrays[0]).reshape(-1, shape[2]), dict(zip(NAMES, arrays[1:], strict=True))
     h = np.empty_like(x)
@@ -73,9 +91,9 @@ def fused_block(*arrays, head_width, centre, eps, rotation):
         qkv += _side_by_side(p, "bias")
     q, k, v = _heads(qkv, shape, head_width, p)
     qkv[:, : shape[2]] *= head_width**-0.5  # q, as `attention.forward` takes it
-    _turn(q, k, rotation, 1)
+    _turn(qkv, turned, shape, head_width, 1)
     o = attention.like_heads(q)
-    lse = attention.forward(q, k, v, o)
+    lse = attention.forward(q, k, v, o, seen)
     middle = _linear(p, "attention.output", _merged(o), out=h)
     middle += x
     h = np.empty_like(x)
@@ -91,7 +109,7 @@ def fused_block(*arrays, head_width, centre, eps, rotation):
         d_middle = np.empty_like(x)
         yield from _mlp_backward(p, dy, middle, second, up, gate, d_middle)
         dx = np.empty(shape, x.dtype)
-        yield from _attention_backward(p, d_middle, x, first, (q, k, v, o, lse), rotation, dx.reshape(x.shape))
+        yield from _attention_backward(p, d_middle, x, first, (q, k, v, o, lse, seen), turned, dx.reshape(x.shape))
         yield NUMBER["x"], dx
 
     return y.reshape(shape), backward
@@ -118,17 +136,17 @@ def _mlp_backward(p, dy, x, statistics, up, gate, dx):
         yield from _weights("mlp.gate", d_gate, h)
 
 
-def _attention_backward(p, dy, x, statistics, kept, rotation, dx):
+def _attention_backward(p, dy, x, statistics, kept, turned, dx):
     """The same for attention."""
-    q, k, v, o, lse = kept
+    q, k, v, o, lse, seen = kept
     yield from _weights("attention.output", dy, _merged(o))
     do = times(dy, p["attention.output.weight"])
     joined = np.empty((len(x), sum(part.shape[1] for part in (q, k, v)) * q.shape[3]), x.dtype)
     shape = (q.shape[0], q.shape[2], x.shape[1])
     dq, dk, dv = _heads(joined, shape, q.shape[3], p)
-    attention.backward(q, k, v, o, lse, do.reshape(o.swapaxes(1, 2).shape).swapaxes(1, 2), dq, dk, dv)
+    attention.backward(q, k, v, o, lse, do.reshape(o.swapaxes(1, 2).shape).swapaxes(1, 2), dq, dk, dv, seen)
     joined[:, : x.shape[1]] *= q.shape[3] ** -0.5
-    _turn(dq, dk, rotation, -1)
+    _turn(joined, turned, shape, q.shape[3], -1)
     dh = times(joined, _side_by_side(p, "weight"), out=do)
     yield from _norm_backward("attention_norm", p, dh, x, statistics, dx, dy)
     start = 0
@@ -180,12 +198,10 @@ def _merged(o):
     return o.swapaxes(1, 2).reshape(-1, o.shape[1] * o.shape[3])
 
 
-def _turn(q, k, rotation, direction):
-    """RoPE in place; back again with direction -1."""
-    if rotation is not None:
-        cos, sin = rotation
-        for x in (q, k):
-            x[...] = ops.rope.array(x, cos, direction * sin)[0]
+def _turn(joined, turned, shape, head_width, direction):
+    """RoPE in place of the queries and keys in (B·T, C + 2·G·D); back again with direction -1."""
+    if turned is not None:
+        rope.turn(joined[:, : turned[0].shape[1]].reshape(*shape[:2], -1), *turned, head_width, direction)
 
 
 def _side_by_side(p, kind):

@@ -52,13 +52,15 @@ template <int M, int N> __device__ __forceinline__ void running_softmax(
 }
 
 // q (B, H, T, D), k, v (B, G, S, D) -> o like q, lse (B, H, T). Strides in numbers, of batch, head and position.
+// documents (B, padded, 2), padded a multiple of QUERY_ROWS, or null without DOCUMENTS.
 // Grid: B·H·⌈T/QUERY_ROWS⌉ blocks. Shared: QUERY_ROWS rows of q, 2 tiles of k and of v.
 extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward(
     const number* __restrict__ q, long long q_batch, long long q_head, long long q_row,
     const number* __restrict__ k, long long k_batch, long long k_head, long long k_row,
     const number* __restrict__ v, long long v_batch, long long v_head, long long v_row,
     number* __restrict__ o, long long o_batch, long long o_head, long long o_row,
-    float* __restrict__ lse, int H, int G, int T, int S, int offset, int back, int ahead, float scale, int together) {
+    float* __restrict__ lse, int H, int G, int T, int S, int offset, int back, int ahead, const int* __restrict__ documents,
+    float scale, int together) {
     DYNAMIC_SHARED(shared);
     number* const queries = (number*)shared;
     number* const keys = queries + QUERY_ROWS * HEAD_WIDTH;
@@ -69,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward(
     const int first = (tiles - 1 - turn.tile) * QUERY_ROWS;      // under a causal mask the last queries have most to do
     q += b * q_batch + h * q_head, k += b * k_batch + g * k_head, v += b * v_batch + g * v_head, o += b * o_batch + h * o_head;
 
-    const Band band = {offset, back, ahead, T, S};
+    const Band band = {offset, back, ahead, T, S, documents + 2 * b * tiles * QUERY_ROWS};
     const Range visits = tiles_seen_by(band, first, QUERY_ROWS, KEY_TILE);
     const auto fetch = [&](int tile) {
         copy_tile<KEY_TILE>(keys + tile % 2 * KEY_TILE * HEAD_WIDTH, k, k_row, tile * KEY_TILE, S);

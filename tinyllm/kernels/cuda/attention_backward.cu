@@ -88,7 +88,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_backward_keys
     number* __restrict__ dk, long long dk_batch, long long dk_head, long long dk_row,
     number* __restrict__ dv, long long dv_batch, long long dv_head, long long dv_row,
     const float* __restrict__ statistics, float* __restrict__ dq_sums,
-    int H, int G, int T, int S, int padded, int offset, int back, int ahead, float scale, int together) {
+    int H, int G, int T, int S, int padded, int offset, int back, int ahead, const int* __restrict__ documents, float scale,
+    int together) {
     DYNAMIC_SHARED(shared);
     number* const keys = (number*)shared;
     number* const values = keys + KEY_ROWS * HEAD_WIDTH;
@@ -102,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_backward_keys
     k += b * k_batch + g * k_head, v += b * v_batch + g * v_head, dk += b * dk_batch + g * dk_head, dv += b * dv_batch + g * dv_head;
     const long long head = (long long)b * H + g * share;      // the first of those that share these keys
 
-    const Band band = {offset, back, ahead, T, S};
+    const Band band = {offset, back, ahead, T, S, documents + 2 * b * padded};
     const Range visits = tiles_that_see(band, first, KEY_ROWS, QUERY_TILE);
     const int tiles = visits.end - visits.begin, steps = tiles * share;
     const auto fetch = [&](int step) {      // the queries of a step
@@ -189,7 +190,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_backward_quer
     const number* __restrict__ d_o, long long d_o_batch, long long d_o_head, long long d_o_row,
     number* __restrict__ dq, long long dq_batch, long long dq_head, long long dq_row,
     const float* __restrict__ statistics,
-    int H, int G, int T, int S, int padded, int offset, int back, int ahead, float scale, int together) {
+    int H, int G, int T, int S, int padded, int offset, int back, int ahead, const int* __restrict__ documents, float scale,
+    int together) {
     DYNAMIC_SHARED(shared);
     number* const queries = (number*)shared;
     number* const gradients = queries + QUERY_ROWS * HEAD_WIDTH;
@@ -202,7 +204,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_backward_quer
     q += b * q_batch + h * q_head, d_o += b * d_o_batch + h * d_o_head, dq += b * dq_batch + h * dq_head;
     k += b * k_batch + g * k_head, v += b * v_batch + g * v_head;
 
-    const Band band = {offset, back, ahead, T, S};
+    const Band band = {offset, back, ahead, T, S, documents + 2 * b * padded};
     const Range visits = tiles_seen_by(band, first, QUERY_ROWS, STRIP);
     const auto fetch = [&](int tile) {
         copy_tile<STRIP>(keys + tile % 2 * STRIP * HEAD_WIDTH, k, k_row, tile * STRIP, S);

@@ -1,6 +1,7 @@
 // What attention.cu and attention_backward.cu share: tiles in shared memory, products of a warp, and who sees whom.
 //
-// Macros: HEAD_WIDTH is D: 32, 64, 96 or 128. KEY_TILE, OWN, QUERY_TILE cut the work up, see attention.py, which sets them.
+// Macros: HEAD_WIDTH is D: 32, 64, 96 or 128. DOCUMENTS: 1 where several share a row, none of which sees another. KEY_TILE, OWN,
+// QUERY_TILE cut the work up, see attention.py, which sets them.
 //
 // Shared memory. A row of a tile is cut into chunks of 16 bytes. Chunk c of row r lies at place c ^ (r mod 8) of its row, or, where rows
 // are an odd multiple of 64 bytes, c ^ (r/2 mod 4): then the 8 rows that ldmatrix reads at a time, and the 8 chunks that cp.async writes
@@ -138,14 +139,22 @@ template <int M> __device__ __forceinline__ void store_rows(
 
 // ---- Who sees whom, and whose turn it is
 
-// Query t, at position t + offset among the keys, sees the keys from `back` before it to `ahead` after it.
+// Query t, at position t + offset among the keys, sees the keys from `back` before it to `ahead` after it; with DOCUMENTS, where queries
+// and keys are the same tokens, those of its own document. `documents` has where each token's begins and ends, padded to whole tiles: to
+// ask for the least of two indices would take more registers than there are.
 struct Band {
     int offset, back, ahead, queries, keys;
-    __device__ bool sees(int query, int key) const { return key <= query + offset + ahead && key >= query + offset - back && key < keys; }
+    const int* documents;
+    __device__ int begin(int token) const { return DOCUMENTS ? documents[2 * token] : 0; }
+    __device__ int end(int token) const { return DOCUMENTS ? documents[2 * token + 1] : keys; }
+    __device__ bool sees(int query, int key) const {
+        return key <= query + offset + ahead && key >= query + offset - back && (!DOCUMENTS || begin(key) == begin(query)) && key < keys;
+    }
     // Of the queries and keys from the first to the last one: is every pair seen, is none?
     __device__ bool all(int query, int last_query, int key, int last_key) const { return sees(query, last_key) && sees(last_query, key); }
     __device__ bool none(int query, int last_query, int key, int last_key) const {
-        return key > last_query + offset + ahead || last_key < query + offset - back || query >= queries || key >= keys;
+        return key > last_query + offset + ahead || last_key < query + offset - back || query >= queries || key >= end(last_query) ||
+               (DOCUMENTS && last_key < begin(query));
     }
 };
 
@@ -154,14 +163,16 @@ struct Range {      // of tiles
 };
 // The tiles in which the keys lie that some query of `count` from `query` on sees …
 __device__ __forceinline__ Range tiles_seen_by(const Band& band, int query, int count, int tile) {
-    const int low = max(0, query + band.offset - band.back);
-    const int high = min(band.keys, min(band.queries, query + count) + band.offset + band.ahead);
+    const int last = min(band.queries, query + count) - 1;
+    const int low = max(band.begin(query), query + band.offset - band.back);
+    const int high = min(band.end(last), last + 1 + band.offset + band.ahead);
     return {low / tile, high <= low ? low / tile : (high + tile - 1) / tile};
 }
 // … and those in which the queries lie that see some key of `count` from `key` on.
 __device__ __forceinline__ Range tiles_that_see(const Band& band, int key, int count, int tile) {
-    const int low = max(0, key - band.ahead - band.offset);
-    const int high = min(band.queries, min(band.keys, key + count) + band.back - band.offset);
+    const int last = min(band.keys, key + count) - 1;
+    const int low = max(band.begin(key), key - band.ahead - band.offset);
+    const int high = min(DOCUMENTS ? band.end(last) : band.queries, last + 1 + band.back - band.offset);
     return {low / tile, high <= low ? low / tile : (high + tile - 1) / tile};
 }
 

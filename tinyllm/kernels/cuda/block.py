@@ -14,7 +14,7 @@ every op keeps what it needs:
     its activation                  4      -      made again from what is inside the MLP
 
 q, k and v come from one product: their weights lie side by side in the copies that AdamW writes; elsewhere they are put together. Made for
-blocks that normalise first, in fp16 or bf16, without dropout, cache or documents; others run op by op, as they are written in `tinyllm.nn`.
+blocks that normalise first, in fp16 or bf16, without dropout or cache; others run op by op, as they are written in `tinyllm.nn`.
 """
 from tinyllm import ops
 from tinyllm.backend import array_module, deterministic, is_half
@@ -46,13 +46,18 @@ def block(module, x, around, layer):
     """`nn.Block`'s forward."""
     if not _fits(module, around, x):
         return NotImplemented
+    if "documents" not in around.notes:  # in the first layer
+        around.notes["documents"] = None if around.documents is None else attention.edges(array_module(x.data), around.documents)
+    documents = around.notes["documents"]
+    if documents is None and around.documents is not None:
+        return NotImplemented
     a, mlp, norm = module.attention, module.mlp, module.attention_norm
     layers = (norm, module.mlp_norm, a.query, a.key, a.value, a.output, getattr(mlp, "gate", None), mlp.up, mlp.down)  # as in NAMES
     parameters = [getattr(layer, kind, None) for layer in layers for kind in ("weight", "bias")]
     half = {name: halves.of(p, x.dtype) for name, p in zip(NAMES, parameters, strict=True) if p is not None and "norm" not in name}
     return fused_block(
         x, *parameters, half=half, head_width=a.head_width, centre=type(norm) is LayerNorm, eps=norm.eps, rotation=around.rotation,
-        window=a.settings["window"],
+        window=a.settings["window"], documents=documents,
     )  # fmt: skip
 
 
@@ -65,7 +70,6 @@ def _fits(module, around, x) -> bool:
         and len({linear.bias is None for linear in (a.query, a.key, a.value)}) == 1
         and not (module.dropout and around.rng is not None)
         and around.cache is None
-        and around.documents is None
         and a.slopes is None
         and a.query_norm is None
         and a.settings["softcap"] is None
@@ -76,14 +80,14 @@ def _fits(module, around, x) -> bool:
 
 
 @op
-def fused_block(*arrays, half, head_width, centre, eps, rotation, window):
+def fused_block(*arrays, half, head_width, centre, eps, rotation, window, documents):
     """y = x' + mlp(norm(x')) with x' = x + attention(norm(x)).     x (B, T, C), the parameters in the order of NAMES -> (B, T, C)
 
-    half : the linear maps' parameters by name, in x's format.
+    half : the linear maps' parameters by name, in x's format.     documents : as `attention.edges` gave them, or None
     """
     shape, p = arrays[0].shape, dict(zip(NAMES, arrays[1:], strict=True))
     x = array_module(arrays[0]).ascontiguousarray(arrays[0]).reshape(-1, shape[2])
-    settings = dict(causal=True, window=window, scale=head_width**-0.5)
+    settings = dict(causal=True, window=window, scale=head_width**-0.5, documents=documents)
     h, first = _norm(p, "attention_norm", x, centre, eps)
     qkv = linear_forward(h, _side_by_side(half, "weight"), _side_by_side(half, "bias"))
     q, k, v = _heads(qkv, shape, head_width, half)
