@@ -7,6 +7,8 @@
     learn.py, starts.py, pieces.py, merge_many.py, bulk.py
                    the fast twins: learning merges, cutting, looking up and merging, by array operations over long texts
     characters.py  CharTokenizer: one id a character
+    basic.py, gain.py, wordpiece.py
+                   WordPieceTokenizer, for BERT-style encoders: words, the vocabulary that makes them likeliest, longest match
     streaming.py   StreamDecoder: ids arrive one at a time, only whole characters leave
     files.py       load_tokenizer: one JSON file, checked
     chat.py        conversations as tokens: roles, and what is to be learned
@@ -21,8 +23,10 @@ from tinyllm.tokenizer.files import load_tokenizer
 from tinyllm.tokenizer.patterns import GPT2, GPT4, PATTERNS, Splitter
 from tinyllm.tokenizer.show import ribbon, show
 from tinyllm.tokenizer.streaming import StreamDecoder
+from tinyllm.tokenizer.wordpiece import WordPieceTokenizer, train_wordpiece
 
 __all__ = [
-    "CHAT_TOKENS", "GPT2", "GPT4", "PATTERNS", "BPETokenizer", "CharTokenizer", "Splitter", "StreamDecoder", "Tokenizer",
+    "CHAT_TOKENS", "GPT2", "GPT4", "PATTERNS", "BPETokenizer", "CharTokenizer", "Splitter", "StreamDecoder", "Tokenizer", "WordPieceTokenizer",
     "add_special_tokens", "encode_chat", "encode_prompt", "load_tokenizer", "render", "ribbon", "shortened", "show", "train_bpe",
+    "train_wordpiece",
 ]

@@ -37,7 +37,7 @@ def check_texts(texts: Iterable[str]) -> Iterable[str]:
 
 
 class Tokenizer(ABC):
-    """Base of BPETokenizer and CharTokenizer. A kind of tokenizer supplies `encode_ordinary`, `encode_bytes` and `to_json`.
+    """Base of BPETokenizer, CharTokenizer and WordPieceTokenizer. A kind of tokenizer supplies `encode_ordinary`, `encode_bytes` and `to_json`.
 
     Ids 0 … are the ordinary tokens, special tokens come last. special_tokens: {text: id}.
     """

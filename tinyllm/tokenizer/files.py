@@ -1,16 +1,17 @@
-"""Reading a tokenizer's file: one JSON object {"kind": "bpe" | "char", "version": 1, …}, nothing that can run code."""
+"""Reading a tokenizer's file: one JSON object {"kind": "bpe" | "char" | "wordpiece", "version": 1, …}, nothing that can run code."""
 
 import json
 from pathlib import Path
 
-from tinyllm.tokenizer.base import VERSION
+from tinyllm.tokenizer.base import VERSION, Tokenizer
 from tinyllm.tokenizer.byte_level import BPETokenizer
 from tinyllm.tokenizer.characters import CharTokenizer
+from tinyllm.tokenizer.wordpiece import WordPieceTokenizer
 
-KINDS = {kind.kind: kind for kind in (BPETokenizer, CharTokenizer)}
+KINDS = {kind.kind: kind for kind in (BPETokenizer, CharTokenizer, WordPieceTokenizer)}
 
 
-def load_tokenizer(path: str | Path) -> BPETokenizer | CharTokenizer:
+def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer that was saved at path, or as tokenizer.json in the folder at path.
 
     FileNotFoundError when there is none, ValueError when the file is not a whole tokenizer.
