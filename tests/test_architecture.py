@@ -62,7 +62,7 @@ def test_every_room_has_a_level():
 
 def test_what_a_tokenizer_is_needs_no_numpy():
     """The definitions: only their fast twins, and what hands out arrays, know array operations."""
-    for name in ("bpe", "patterns", "characters", "streaming", "files", "show"):
+    for name in ("bpe", "patterns", "characters", "basic", "gain", "wordpiece", "streaming", "files", "show"):
         assert "numpy" not in {name for name, _ in imports(ROOT / "tinyllm" / "tokenizer" / f"{name}.py")}, name
 
 

@@ -381,7 +381,7 @@ def test_truncated_file_at_every_length(tmp_path):
 GOOD = {"kind": "bpe", "version": 1, "pattern": GPT4, "merges": [[97, 98], [256, 99]], "special_tokens": ["<|endoftext|>"]}
 BAD_FILES = [
     (b"\xff\xfe\x00", "not JSON"), (b"[" * 100_000, "not JSON"), ([], '"kind"'), ({}, '"kind"'), (GOOD | {"kind": ["bpe"]}, '"kind"'),
-    (GOOD | {"kind": "wordpiece"}, '"kind" is one of bpe, char'), (GOOD | {"version": 2}, "version 2, but only version 1"),
+    (GOOD | {"kind": "unigram"}, '"kind" is one of bpe, char, wordpiece'), (GOOD | {"version": 2}, "version 2, but only version 1"),
     (GOOD | {"merges": None}, '"merges" must be a list'), (GOOD | {"merges": [5]}, '"merges" must be a list'),
     (GOOD | {"merges": [[97, 256]]}, "merge 0 must be two ids from 0 to 255"), (GOOD | {"merges": [[97, -1]]}, "merge 0 must be two ids"),
     (GOOD | {"merges": [[97, 98], [97, 257]]}, "merge 1 must be two ids from 0 to 256"),

@@ -2,12 +2,13 @@
 
 import argparse
 import io
+import re
 import sys
 
 import pytest
 
 from tinyllm.cli import tokenizer as command
-from tinyllm.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, train_bpe
+from tinyllm.tokenizer import BPETokenizer, CharTokenizer, WordPieceTokenizer, load_tokenizer, train_bpe
 
 TEXT = "the lower the lowest the slower é 😉\n" * 20
 
@@ -40,6 +41,20 @@ def test_train_characters(tmp_path, capsys):
     tokenizer_command("train", tmp_path / "a.txt", "--kind", "char", "--out", tmp_path / "tok.json")
     assert isinstance(load_tokenizer(tmp_path / "tok.json"), CharTokenizer)
     assert f"{len(set(TEXT))} ids" in capsys.readouterr().out
+
+
+def test_train_wordpiece(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
+    words = ["train", tmp_path / "a.txt", "--kind", "wordpiece", "--out", tmp_path / "tok.json"]
+    tokenizer_command(*words, "--vocab-size", 28, "--cased", "--special", "<a>", "--characters", 12)
+    tokenizer = load_tokenizer(tmp_path / "tok.json")
+    assert isinstance(tokenizer, WordPieceTokenizer) and tokenizer.vocab_size == 28 and not tokenizer.lower_case and "<a>" in tokenizer.special_tokens
+    assert re.search(r"28 ids: 6 special, (\d+) that go on with a word, (\d+) that begin one", capsys.readouterr().out)
+    tokenizer_command("show", tmp_path / "tok.json", "the lower é")
+    assert capsys.readouterr().out.startswith("·the|·low|er|·é\n4 tokens for 12 bytes: ")
+    with pytest.raises(ValueError, match="too small"):
+        tokenizer_command(*words, "--vocab-size", 7)
+    assert load_tokenizer(tmp_path / "tok.json").vocab_size == 28
 
 
 def test_train_refuses_too_large_a_vocabulary_and_keeps_the_old_file(tmp_path, saved):

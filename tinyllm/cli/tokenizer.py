@@ -7,9 +7,11 @@ import time
 from collections.abc import Iterator
 
 from tinyllm.cli.arguments import whole_number
-from tinyllm.tokenizer import PATTERNS, BPETokenizer, CharTokenizer, load_tokenizer, train_bpe
+from tinyllm.tokenizer import PATTERNS, BPETokenizer, CharTokenizer, WordPieceTokenizer, load_tokenizer, train_bpe, train_wordpiece
 from tinyllm.tokenizer.base import END_OF_TEXT
+from tinyllm.tokenizer.gain import INSIDE
 from tinyllm.tokenizer.show import show
+from tinyllm.tokenizer.wordpiece import BERT_TOKENS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,14 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train = actions.add_parser("train", help="learn a tokenizer from text files")
     train.add_argument("files", nargs="+", metavar="FILE", help="text files, .jsonl files with a text field, or folders of them")
     train.add_argument("--out", required=True, metavar="FILE", help="where the tokenizer is written (JSON)")
-    train.add_argument("--kind", choices=["bpe", "char"], default="bpe",
-                       help="byte-level BPE, or one id a character (default: %(default)s)")
+    train.add_argument("--kind", choices=["bpe", "char", "wordpiece"], default="bpe",
+                       help="byte-level BPE, one id a character, or WordPiece, for encoders (default: %(default)s)")
     train.add_argument("--vocab-size", type=whole_number, default=4096, metavar="N",
-                       help="BPE: number of ids, the 256 bytes and special tokens included (default: %(default)s)")
+                       help="BPE, WordPiece: number of ids, the 256 bytes or the characters and special tokens included (default: %(default)s)")
     train.add_argument("--pattern", choices=list(PATTERNS), default="gpt4",
                        help="BPE: how text is cut into pieces before merging (default: %(default)s)")
     train.add_argument("--special", action="append", metavar="TOKEN",
-                       help=f"BPE: a special token; may be given several times (default: {END_OF_TEXT})")
+                       help=f"a special token; may be given several times (default: BPE {END_OF_TEXT}; WordPiece no more than it always has)")
+    train.add_argument("--cased", action="store_true", help="WordPiece: keep capitals and accents")
+    train.add_argument("--characters", type=whole_number, default=1000, metavar="N",
+                       help="WordPiece: make words of the N most frequent characters; one with another is unknown (default: %(default)s)")
 
     encode = actions.add_parser("encode", help="print the ids of a text")
     _tokenizer_argument(encode)
@@ -67,6 +72,8 @@ def _train(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     if args.kind == "char":
         tokenizer = CharTokenizer.train(texts())
+    elif args.kind == "wordpiece":
+        tokenizer = train_wordpiece(texts(), args.vocab_size, not args.cased, args.characters, args.special or ())
     else:
         tokenizer = train_bpe(texts(), args.vocab_size, args.pattern, args.special or (END_OF_TEXT,))
     tokenizer.save(args.out)
@@ -74,6 +81,10 @@ def _train(args: argparse.Namespace) -> None:
     print(f"read {read['documents']} documents, {read['bytes'] / 1e6:.1f} MB, in {seconds:.1f} s")
     if isinstance(tokenizer, BPETokenizer):
         print(f"{tokenizer.vocab_size} ids: 256 bytes, {len(tokenizer.merges)} merges, {len(tokenizer.special_tokens)} special")
+    elif isinstance(tokenizer, WordPieceTokenizer):
+        inside = sum(token.startswith(INSIDE) for token in tokenizer.vocabulary)
+        print(f"{tokenizer.vocab_size} ids: {len(tokenizer.special_tokens)} special, {inside} that go on with a word, "
+              f"{len(tokenizer.vocabulary) - inside - len(BERT_TOKENS)} that begin one")  # fmt: skip
     else:
         print(f"{tokenizer.vocab_size} ids, one for each character")
     print(f"wrote {args.out}")

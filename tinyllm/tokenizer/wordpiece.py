@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
-from tinyllm.tokenizer.base import END_OF_TEXT, VERSION, Tokenizer, check_special, check_texts, special_pattern
+from tinyllm.tokenizer.base import VERSION, Tokenizer, check_special, check_texts, special_pattern
 from tinyllm.tokenizer.basic import basic_split
 from tinyllm.tokenizer.gain import INSIDE, alphabet, frequent_characters, train_incremental
 
-PAD, UNK, CLS, SEP, MASK = ROLES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PAD, UNK, CLS, SEP, MASK = BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LONGEST_WORD = 100          # characters: a longer word is [UNK]
 CACHED_WORDS = 1 << 18      # remember the ids of at most so many words: tens of megabytes
 
@@ -25,7 +25,7 @@ CACHED_WORDS = 1 << 18      # remember the ids of at most so many words: tens of
 class WordPieceTokenizer(Tokenizer):
     """WordPiece tokenizer with the tokens that BERT's training needs, by id: pad, unk, cls, sep, mask.
 
-    Text alone becomes ids; [CLS] and [SEP] around it are put there by whoever makes an encoder's input.
+    Text alone becomes ids; [CLS] and [SEP] around it are put there by whoever makes an encoder's input. [SEP] also is end_of_text.
     """
 
     kind = "wordpiece"
@@ -42,14 +42,19 @@ class WordPieceTokenizer(Tokenizer):
         self._ids = {token: i for i, token in enumerate(self.vocabulary)}
         if len(self._ids) < len(self.vocabulary):
             raise ValueError(f"the vocabulary has the token {Counter(self.vocabulary).most_common(1)[0][0]!r} more than once")
-        if missing := [name for name in ROLES if name not in self._ids]:
-            raise ValueError(f"the vocabulary has no {missing[0]}: it must hold {', '.join(ROLES)}")
-        check_special([*ROLES, *further])
+        if missing := [name for name in BERT_TOKENS if name not in self._ids]:
+            raise ValueError(f"the vocabulary has no {missing[0]}: it must hold {', '.join(BERT_TOKENS)}")
+        check_special([*BERT_TOKENS, *further])
         super().__init__(map(_as_text, self.vocabulary), further)
-        self.special_tokens = {name: self._ids[name] for name in ROLES} | self.special_tokens
-        self.pad, self.unk, self.cls, self.sep, self.mask = (self._ids[name] for name in ROLES)
+        self.special_tokens = {name: self._ids[name] for name in BERT_TOKENS} | self.special_tokens
+        self.pad, self.unk, self.cls, self.sep, self.mask = (self._ids[name] for name in BERT_TOKENS)
         self._longest = max(map(len, self.vocabulary))
         self._cache: dict[str, list[int]] = {}
+
+    @property
+    def end_of_text(self) -> int:
+        """Id of [SEP], which ends a text."""
+        return self.sep
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Ids of text, special tokens taken as ordinary text."""
@@ -104,7 +109,7 @@ class WordPieceTokenizer(Tokenizer):
 
     def to_json(self) -> dict:
         """All that defines the tokenizer, as the file holds it."""
-        further = [name for name in self.special_tokens if name not in ROLES]
+        further = [name for name in self.special_tokens if name not in BERT_TOKENS]
         return {"kind": self.kind, "version": VERSION, "vocabulary": self.vocabulary, "lower_case": self.lower_case, "special_tokens": further}
 
     @classmethod
@@ -123,8 +128,8 @@ def _as_text(token: str) -> bytes:
 
 
 def count_words(texts: Iterable[str], lower_case: bool = True, special_tokens: Sequence[str] = ()) -> Counter[str]:
-    """The words of the texts that WordPiece does not give up at once, and how often each occurs. Special tokens are cut out."""
-    special = special_pattern([*ROLES, *special_tokens])
+    """Distinct words of the texts and how often each occurs, without those too long to be encoded. Special tokens are cut out."""
+    special = special_pattern([*BERT_TOKENS, *special_tokens])
     counts: Counter[str] = Counter()
     for text in texts:
         for part in special.split(text)[::2]:
@@ -133,26 +138,26 @@ def count_words(texts: Iterable[str], lower_case: bool = True, special_tokens: S
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int, lower_case: bool = True, characters: int = 1000,
-                    special_tokens: Collection[str] = (END_OF_TEXT,), or_fewer: bool = False) -> WordPieceTokenizer:
+                    special_tokens: Collection[str] = (), or_fewer: bool = False) -> WordPieceTokenizer:
     """Learn a WordPiece tokenizer with exactly vocab_size ids: [PAD] … [MASK], the characters, what they are joined to, special tokens.
 
     texts is read once and never held, only its distinct words are. characters: of so many, the most frequent, words can be made; others
     make a word [UNK]. or_fewer: a text that cannot give so many ids makes a smaller tokenizer, instead of being refused.
     Raises ValueError when vocab_size is too small to hold the characters, or larger than these texts can give, and for bad special tokens.
     """
-    special_tokens = check_special([*ROLES, *special_tokens])[len(ROLES):]      # before the long work
+    special_tokens = check_special([*BERT_TOKENS, *special_tokens])[len(BERT_TOKENS):]      # before the long work
     if characters < 1:
         raise ValueError(f"characters is {characters}: words are made of at least one")
     counts = count_words(check_texts(texts), lower_case, special_tokens)
     known = frequent_characters(counts, characters)
     counts = {word: count for word, count in counts.items() if known.issuperset(word)}
     signs = alphabet(counts)
-    reserved = len(ROLES) + len(signs) + len(special_tokens)
+    reserved = len(BERT_TOKENS) + len(signs) + len(special_tokens)
     if vocab_size < reserved:
-        raise ValueError(f"a vocabulary of {vocab_size} (--vocab-size) is too small: {len(ROLES)} + {len(special_tokens)} special tokens and {len(signs)} "
+        raise ValueError(f"a vocabulary of {vocab_size} (--vocab-size) is too small: {len(BERT_TOKENS)} + {len(special_tokens)} special tokens and {len(signs)} "
                          f"characters, with and without {INSIDE}, need {reserved}; or keep fewer characters (--characters)")
     made = train_incremental(counts, vocab_size - reserved)
     if reserved + len(made) < vocab_size and not or_fewer:
         raise ValueError(f"a vocabulary of {vocab_size} (--vocab-size) is more than this text can give: after {len(made)} merges no pair is left "
                          f"that would gain anything; ask for at most {reserved + len(made)}, or give more text")
-    return WordPieceTokenizer([*ROLES, *signs, *made], lower_case, special_tokens)
+    return WordPieceTokenizer([*BERT_TOKENS, *signs, *made], lower_case, special_tokens)
