@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from tinyllm.cli import data as command
 from tinyllm.cli.main import main
 from tinyllm.data import CleanConfig, DedupConfig, Document, clean_into, deduplicate_into, read_documents
+from tinyllm.data.curate import DocumentFiles
 from tinyllm.data.report import Excerpt, Share, Table, page
 
 ENGLISH = "It was late when the two of them reached the village, and no window was lit any more. Number {}."
@@ -146,6 +148,31 @@ def test_documents_that_change_between_two_readings(tmp_path):
     with pytest.raises(ValueError, match="read twice"):
         deduplicate_into(tmp_path, iter([Document("one", "a")]), DedupConfig())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_counts_every_reading(texts):
+    calls = []
+    files = DocumentFiles([texts], lambda done, total: calls.append((done, total)))
+    assert len(list(files)) == 6 and calls == [*((i, None) for i in range(1, 7)), (6, 6)]
+    calls.clear()
+    next(iter(files))
+    assert calls == [(1, 6), (1, 1)]  # given up after the first
+    (texts / "z.jsonl").write_text("{")
+    calls.clear()
+    with pytest.raises(ValueError, match="not valid JSON"):
+        list(files)
+    assert calls[-2:] == [(6, 6), (6, 6)]
+
+
+def test_progress_is_a_line_that_goes_away(texts, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "PROGRESS", 0)
+    quiet = status(capsys, "clean", texts, "--out", tmp_path / "quiet")[2]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    code, out, err = status(capsys, "clean", texts, "--out", tmp_path / "out")
+    assert code == 0 and "\rread: 6 documents\x1b[K\r\x1b[K\rread: 1 of 6 documents\x1b[K" in err
+    assert err.endswith("\r\x1b[K" + quiet) and "\r" not in quiet
+    (texts / "z.jsonl").write_text("{")
+    assert "documents\x1b[K\r\x1b[Ktinyllm: error: " in status(capsys, "dedup", texts, "--out", tmp_path / "new")[2]
 
 
 def test_nothing_left(tmp_path):

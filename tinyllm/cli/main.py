@@ -19,7 +19,7 @@ COMMANDS = {
     "describe": "parameters, arithmetic and memory of a model, before it is run",
     "eval": "measure a trained model, and write its report card",
     "tokenizer": "train a tokenizer, encode, decode, show its work",
-    "data": "clean text, find duplicates, look for a benchmark in it",
+    "data": "clean text, find duplicates, look for a benchmark in it, see what a model gets",
     "gradcheck": "check every derivative in the package against finite differences",
     "bench": "how fast it is here, beside PyTorch and others",
     "doctor": "what this machine has and can do, and what to change",

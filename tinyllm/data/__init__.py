@@ -20,12 +20,13 @@ conversations.py, labelled.py   messages for instruction tuning, texts with labe
 rows.py      examples in an order of their own for each epoch, padded to a rectangle
 packing.py   documents of different lengths -> rows, best fit; batches of them
 batches.py   tokens -> arrays (B, T): random windows, epochs, one pass over the validation part
+show.py      rows made visible: what is trained on, documents, padding
 """
 from tinyllm.data.atomic import atomic_file
 from tinyllm.data.batches import IGNORE, Batch, Epochs, RandomWindows, validation_batches
 from tinyllm.data.clean import CleanConfig, Dropped, clean
 from tinyllm.data.contamination import Overlap, contamination
-from tinyllm.data.conversations import Conversation, read_conversations
+from tinyllm.data.conversations import Conversation, holds_conversations, read_conversations
 from tinyllm.data.corpus import standard_library
 from tinyllm.data.curate import clean_into, deduplicate_into, describe_into
 from tinyllm.data.dedup import DedupConfig, Duplicates, deduplicate
@@ -33,6 +34,7 @@ from tinyllm.data.labelled import Labelled, label_names, read_labelled
 from tinyllm.data.packing import PackedRows, pack
 from tinyllm.data.prepare import PreparedData, open_prepared, prepare
 from tinyllm.data.shards import Shard, ShardHeader, open_shard, token_dtype, write_shard
+from tinyllm.data.show import show, text_rows
 from tinyllm.data.split import split
 from tinyllm.data.text import Document, read_documents
 
@@ -60,6 +62,7 @@ __all__ = [
     "deduplicate",
     "deduplicate_into",
     "describe_into",
+    "holds_conversations",
     "label_names",
     "open_prepared",
     "open_shard",
@@ -68,8 +71,10 @@ __all__ = [
     "read_conversations",
     "read_documents",
     "read_labelled",
+    "show",
     "split",
     "standard_library",
+    "text_rows",
     "token_dtype",
     "validation_batches",
     "write_shard",

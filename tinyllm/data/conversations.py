@@ -18,6 +18,15 @@ class Conversation:
     source: str
 
 
+def holds_conversations(path: str | os.PathLike) -> bool:
+    """Whether this is a .jsonl file whose first record has `messages`. ValueError where that record is none."""
+    path = Path(path)
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
+    first = next(json_records(path, EXAMPLE), None)
+    return first is not None and "messages" in first[2]
+
+
 def read_conversations(paths: Iterable[str | os.PathLike]) -> Iterator[Conversation]:
     """The conversations of .jsonl files, in the order given. Fields besides `messages`, and in a message besides role and content, are left out.
 

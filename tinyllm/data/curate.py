@@ -7,7 +7,7 @@
 """
 import json
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,13 +28,23 @@ POINTS = {"least": 0, "5 %": 0.05, "half": 0.5, "95 %": 0.95, "greatest": 1}  # 
 
 
 class DocumentFiles:
-    """Files and folders as documents, read anew each time; `skipped` has a line for each file that was passed over."""
+    """Files and folders as documents, read anew each time; `skipped` has a line for each file that was passed over.
 
-    def __init__(self, paths: Iterable[str]):
-        self.paths, self.skipped = list(paths), {}
+    progress(done, total) is called for every document; total is None in the first reading, and what was done at the end of each, however it ends.
+    """
+
+    def __init__(self, paths: Iterable[str], progress: Callable[[int, int | None], None] = lambda done, total: None):
+        self.paths, self.skipped, self.progress, self.total = list(paths), {}, progress, None
 
     def __iter__(self) -> Iterator[Document]:
-        return read_documents(self.paths, on_skip=lambda line: self.skipped.setdefault(line))
+        done = 0
+        try:
+            for done, document in enumerate(read_documents(self.paths, on_skip=lambda line: self.skipped.setdefault(line)), start=1):
+                self.progress(done, self.total)
+                yield document
+            self.total = done
+        finally:
+            self.progress(done, done)
 
 
 def output_folder(folder: str, inputs: Iterable[str]) -> Path:

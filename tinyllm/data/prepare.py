@@ -41,7 +41,7 @@ def prepare(documents: Iterable[Document], tokenizer: Tokenizer, folder: str | o
     try:
         for name, part in (("val.bin", val), ("train.bin", train)):
             if part:
-                write_shard(staging / name, _encode(part, tokenizer, end_of_text), tokenizer_hash, dtype)
+                write_shard(staging / name, encode_documents(part, tokenizer, end_of_text), tokenizer_hash, dtype)
         _install(staging, folder)
     finally:
         shutil.rmtree(staging)
@@ -63,7 +63,8 @@ def open_prepared(folder: str | os.PathLike, tokenizer_hash: str) -> PreparedDat
     return PreparedData(train, val)
 
 
-def _encode(documents: list[Document], tokenizer: Tokenizer, end_of_text: int | None) -> Iterator[tuple[np.ndarray, int]]:
+def encode_documents(documents: list[Document], tokenizer: Tokenizer, end_of_text: int | None) -> Iterator[tuple[np.ndarray, int]]:
+    """The ids of each document, end_of_text (None: nothing) after them, and how many bytes of text they stand for."""
     ending = np.array([] if end_of_text is None else [end_of_text], np.uint32)
     encoded = tokenizer.encode_ordinary_batch(document.text for document in documents)
     for document, ids in zip(documents, encoded, strict=True):
