@@ -169,6 +169,14 @@ def test_basic_splitting(text, words, cased):
     assert basic_split(text) == words and basic_split(text, lower_case=False) == cased
 
 
+def test_chinese_characters_stand_alone():
+    """The ends of each block, as far as there are characters there, and neighbours of blocks, which do not."""
+    for code in (0x3400, 0x4DB5, 0x4E00, 0x9FA5, 0xF900, 0xFAD9, 0x20000, 0x2A6D6, 0x2A700, 0x2B81D, 0x2B920, 0x2CEA1, 0x2F800, 0x2FA1D):
+        assert basic_split(f"a{chr(code)}b", False) == ["a", chr(code), "b"], hex(code)
+    for code in (0x4DC0, 0x33FF, 0xA000, 0xFB00, 0x3042, 0xAC00):
+        assert basic_split(f"a{chr(code)}b", False) == [f"a{chr(code)}b"]
+
+
 def test_special_tokens_in_a_text(trained):
     with pytest.raises(ValueError, match=r"special token '\[SEP\]' at position 3"):
         trained.encode("low[SEP]")
