@@ -16,14 +16,15 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
 
-    def parse_args(self, args=None, namespace=None):
-        found, unknown = self.parse_known_args(args, namespace)
+    def parse_known_args(self, args=None, namespace=None):
+        """Here, because an action's own parser is asked for no more than this: it knows best what may have been meant."""
+        found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             word = unknown[0].partition("=")[0]
             options = [o for action in self._actions for o in action.option_strings]
             kind = "option" if word.startswith("-") else "argument"
             self.error(f"unknown {kind} {word}{suggestion(word, options)}")
-        return found
+        return found, unknown
 
     def _print_message(self, message, file=None):  # argparse's own keeps it to itself when nobody reads: `main` is to know
         if message:

@@ -36,12 +36,12 @@ def _predict(args: argparse.Namespace) -> int:
     if config.stage != "classify":
         raise ValueError(f"{args.run_folder} is a run of another stage, {config.stage}: predict needs one of tinyllm finetune classify")
     texts = [*(args.text or []), *(document.text for document in (read_documents(args.data) if args.data else ()))]
+    if empty := next((i for i, text in enumerate(texts, 1) if not text.strip()), None):
+        raise ValueError(f"text {empty} of {len(texts)} is empty")
     rows = encode_texts(tokenizer, texts, config.model.context, say)
-    if empty := next((i for i, row in enumerate(rows, 1) if not row), None):
-        raise ValueError(f"text {empty} is empty")
     scores = predict(model, LabelledBatches(rows, [0] * len(rows), config.train.batch, seed=0).in_order())
     for text, probabilities in zip(texts, ops.softmax(Tensor(scores)).numpy(), strict=True):
         best = int(probabilities.argmax())
         shown = json.dumps(text if len(text) <= 60 else f"{text[:57]}...", ensure_ascii=False).translate(PICTURES)
-        print(f"{config.head.labels[best]:<12} {probabilities[best]:7.2%}  {shown}")
+        print(f"{config.head.labels[best].translate(PICTURES):<12} {probabilities[best]:7.2%}  {shown}")
     return 0

@@ -29,9 +29,10 @@ def add_stage(parser: argparse.ArgumentParser, stage: Stage) -> None:
     """Where the run goes, and every setting of the stage. Parts of its configuration that a base decides are no options."""
     place = parser.add_argument_group("run")
     place.add_argument("--out", metavar="FOLDER", help="folder for the run (default: the next free runs/001, runs/002, …)")
-    free = ", ".join(map(option_name, FREE_ON_RESUME))
+    kinds = {name: stage.Config.kinds()[name] for name in stage.options}
+    settings = {field.name for kind in kinds.values() for field in dataclasses.fields(kind) if "help" in field.metadata}
+    free = ", ".join(option_name(name) for name in FREE_ON_RESUME if name in settings)
     place.add_argument("--resume", metavar="RUN", help=f"continue the run in this folder, with its own settings; other values may be given for {free}")
-    kinds = stage.Config.kinds()
     for name, title in stage.options.items():
         add_config(parser, kinds[name], title)
 

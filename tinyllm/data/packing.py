@@ -84,9 +84,8 @@ class PackedRows:
         if not len(tokens) or context < 1 or batch < 1:
             raise ValueError(f"packing needs tokens, and a context and batch of at least 1; found {len(tokens)}, {context} and {batch}")
         self.tokens, self.size, self.seed, self.end_of_text = tokens, batch, seed, end_of_text
-        ends = np.append(np.flatnonzero(tokens[:-1] == end_of_text) + 1, len(tokens)).tolist()
-        self.pieces = [(first, min(first + context, end)) for start, end in zip([0, *ends[:-1]], ends, strict=True) for first in range(start, end, context)]
-        self.rows = pack([end - first for first, end in self.pieces], context)
+        self.pieces = _pieces(tokens, context, end_of_text)
+        self.rows = pack((self.pieces[:, 1] - self.pieces[:, 0]).tolist(), context)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, in random order without repetition (see `shuffled`)."""
@@ -108,3 +107,16 @@ class PackedRows:
         documents = padded([np.repeat(np.arange(len(row)), [len(piece) for piece in row]) for row in rows], fill=IGNORE)
         before = np.where(places > 0, self.tokens[np.maximum(places - 1, 0)], self.end_of_text)
         return Batch(np.where(places < 0, 0, before).astype(np.int64), np.where(places < 0, IGNORE, self.tokens[places].astype(np.int64)), documents)
+
+
+def _pieces(tokens: np.ndarray, context: int, end_of_text: int) -> np.ndarray:
+    """Where each piece begins and ends: a document, or as much of it as fits into a row.     -> (pieces, 2) int64
+
+    For a document of n tokens that is ⌈n/context⌉ pieces, of which the k-th begins k·context after it.
+    """
+    ends = np.append(np.flatnonzero(tokens[:-1] == end_of_text) + 1, len(tokens))
+    starts = np.append(0, ends[:-1])
+    counts = -(-(ends - starts) // context)
+    k = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    first = np.repeat(starts, counts) + k * context
+    return np.stack([first, np.minimum(first + context, np.repeat(ends, counts))], axis=1)

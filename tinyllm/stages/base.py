@@ -21,6 +21,7 @@ from tinyllm.data.records import json_records
 from tinyllm.nn import LoRA, LoRAConfig, Module, Transformer, grow_vocabulary, merge_adapters, unfreeze
 from tinyllm.stages.stage import BASE_WEIGHTS, Announce, Stage, Validation, load_run
 from tinyllm.tokenizer import Tokenizer, add_special_tokens
+from tinyllm.train.checkpoint import sha256_of
 from tinyllm.train.config import RunConfig, TrainConfig
 from tinyllm.train.run import Run
 from tinyllm.train.safetensors import load, save
@@ -28,13 +29,15 @@ from tinyllm.train.safetensors import load, save
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """What a stage begins from.
+    """What a stage begins from. Three of these are no options:
 
-    run : its folder, which the command is given first. new_tokens : how many the chat template added to its vocabulary. No options, both.
+    run : its folder, which the command is given first.     new_tokens : how many the chat template added to its vocabulary.
+    copied : of each file that was written into the new folder to begin with, its SHA-256 and its path there, as sha256sum prints them.
     """
 
     run: str = ""
     new_tokens: int = 0
+    copied: tuple[str, ...] = ()
     checkpoint: str = setting("last", "which of the base's checkpoints to begin from", metavar="last|best|STEP")
 
 
@@ -108,7 +111,10 @@ class Tune(Stage):
 
     @abstractmethod
     def read(self, paths: Iterable[str | Path]) -> list[dict]:
-        """The examples of files as records of a .jsonl file that read() takes, too. ValueError, with file, line and field, for bad ones."""
+        """The examples of files as records, each with the "source" (file:line) that errors name. A .jsonl file of them can be read, too.
+
+        Raises FileNotFoundError, or ValueError with file, line and field, for bad ones.
+        """
 
     def complete(self, config: TuneConfig, parts: dict[str, list[dict]], tokenizer: Tokenizer, announce: Announce) -> TuneConfig:
         """The config with what follows from the examples. Raises ValueError where nothing can be learned from them."""
@@ -130,6 +136,19 @@ class Tune(Stage):
         announce(f"base: {config.base.run}, {sum(p.size for _, p in model.named_parameters()):,} parameters")
         announce(f"examples: {len(parts['train']):,} for training, {len(parts['val']):,} for validation")
         return config
+
+    def seal(self, config: TuneConfig, run: Run) -> TuneConfig:
+        paths = [run.tokenizer, *sorted(path for folder in (run.data, run.base) for path in folder.rglob("*") if path.is_file())]
+        copied = tuple(f"{sha256_of(path)}  {path.relative_to(run.folder).as_posix()}" for path in paths)
+        return dataclasses.replace(config, base=dataclasses.replace(config.base, copied=copied))
+
+    def verify(self, config: TuneConfig, run: Run) -> None:
+        for line in config.base.copied:
+            sha256, _, name = line.partition("  ")
+            if not (path := run.folder / name).is_file():
+                raise FileNotFoundError(f"{path}: no such file")
+            if sha256_of(path) != sha256:
+                raise ValueError(f"{path} is damaged: its SHA-256 is not the one in config.json")
 
     def _parts(self, config: TuneConfig) -> dict[str, list[dict]]:
         c, records = config.data, self.read(config.data.data)
@@ -167,8 +186,8 @@ class TuneText(Tune):
         model = transformer(config, base)
         if config.adapter.rank is not None:
             LoRA(model, config.adapter, random_stream(config.train.seed, "adapter"))
-            if config.base.new_tokens:
-                unfreeze(model, "embedding")  # the base has never seen them: their rows must be learned
+            if config.base.new_tokens:  # the base has never seen them: their rows must be learned
+                unfreeze(model, "embedding", *(["head"] if model.head is not None else []))
         return model
 
     def language_model(self, model: Transformer) -> Transformer:
@@ -186,7 +205,8 @@ def write_records(path: Path, records: Sequence[dict]) -> None:
     """A .jsonl file, which is there whole or not at all."""
     path.parent.mkdir(exist_ok=True)
     with atomic_file(path) as file:
-        file.writelines((json.dumps(record, ensure_ascii=False) + "\n").encode() for record in records)
+        for record in records:  # a source's name may hold bytes that are no text: JSON can spell these
+            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def set_aside(count: int, fraction: float, seed: int) -> set[int]:

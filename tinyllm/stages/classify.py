@@ -67,13 +67,13 @@ class Classify(Tune):
     chat = False
 
     def read(self, paths: Iterable[str | Path]) -> list[dict]:
-        return [{"text": found.text, "label": found.label} for path in paths for found in read_labelled(path)]
+        return [dict(text=found.text, label=found.label, source=found.source) for path in paths for found in read_labelled(path)]
 
     def complete(self, config: ClassifyConfig, parts: dict[str, list[dict]], tokenizer: Tokenizer, announce: Announce) -> ClassifyConfig:
         known = sorted({record["label"] for record in parts["train"]})
         for record in parts["val"]:
             if record["label"] not in known:
-                raise ValueError(f"the label {record['label']!r} is in the validation part only: give more texts of it, or another --seed")
+                raise ValueError(f"{record['source']}: the label {record['label']!r} is in the validation part only: give more texts of it, or another --seed")
         encode_texts(tokenizer, [record["text"] for part in parts.values() for record in part], config.model.context, announce)
         announce(f"labels: {', '.join(known)}")
         return dataclasses.replace(config, head=dataclasses.replace(config.head, labels=tuple(known)))
@@ -101,8 +101,8 @@ class Classify(Tune):
         )  # fmt: skip
 
     def next_command(self, run: Run) -> list[str]:
-        text = self.kept(run)[0][0]["text"]
-        return ["finetune", "predict", str(run.folder), "--text", text]
+        text = self.kept(run)[0][0]["text"].strip().partition("\n")[0][:60]
+        return ["finetune", "predict", str(run.folder), f"--text={text}"]  # one that begins with - would be taken for an option
 
     def language_model(self, model: Module) -> Transformer:
         raise ValueError("it tells texts apart and writes none: see tinyllm finetune predict")

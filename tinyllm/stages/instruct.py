@@ -37,7 +37,7 @@ class Instruct(TuneText):
     name, Config, command = "instruct", InstructConfig, ("finetune", "instruct")
 
     def read(self, paths: Iterable[str | Path]) -> list[dict]:
-        return [{"messages": conversation.messages} for conversation in read_conversations(paths)]
+        return [dict(messages=conversation.messages, source=conversation.source) for conversation in read_conversations(paths)]
 
     def complete(self, config: InstructConfig, parts: dict[str, list[dict]], tokenizer: Tokenizer, announce: Announce) -> InstructConfig:
         for records in filter(None, parts.values()):
@@ -58,7 +58,7 @@ class Instruct(TuneText):
 
 
 def _encoded(tokenizer: Tokenizer, records: list[dict], config: InstructConfig, on_cut: Announce = lambda line: None) -> list[Example]:
-    return encode_conversations(tokenizer, [Conversation(record["messages"], "") for record in records], config.model.context, on_cut)
+    return encode_conversations(tokenizer, [Conversation(**record) for record in records], config.model.context, on_cut)
 
 
 def _rows(examples: list[Example], config: InstructConfig) -> InstructionBatches:

@@ -1,4 +1,5 @@
 """Stages that learn from pairs of answers: a reward model, and DPO with its relatives."""
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from tinyllm.align import (
     PreferenceConfig,
     Preferences,
     RewardModel,
+    TokenPair,
     preference_loss,
     preference_metrics,
     read_pairs,
@@ -69,11 +71,11 @@ class _Pairs(Tune):
     unit = "pairs"
 
     def read(self, paths: Iterable[str | Path]) -> list[dict]:
-        return [dict(prompt=pair.prompt, chosen=pair.chosen, rejected=pair.rejected) for pair in read_pairs(paths)]
+        return [dataclasses.asdict(pair) for pair in read_pairs(paths)]
 
     def complete(self, config: TuneConfig, parts: dict[str, list[dict]], tokenizer: Tokenizer, announce: Announce) -> TuneConfig:
-        for part, records in parts.items():
-            _token_pairs(tokenizer, records, config, part)  # raises where one does not fit
+        for records in parts.values():
+            _token_pairs(tokenizer, records, config)  # raises where one does not fit
         return config
 
 
@@ -113,11 +115,10 @@ class DPO(_Pairs, TuneText):
         return ["chat", str(run.folder)]
 
 
-def _token_pairs(tokenizer: Tokenizer, records: list[dict], config: TuneConfig, part: str = ""):
+def _token_pairs(tokenizer: Tokenizer, records: list[dict], config: TuneConfig) -> list[TokenPair]:
     """A row also holds the answer's last token (see align.padded), for which there must be room."""
     end = tokenizer.special_tokens[END]
-    pairs = [Pair(r["prompt"], r["chosen"], r["rejected"], f"{part} pair {i}") for i, r in enumerate(records, 1)]
-    return tokenize_pairs(pairs, lambda messages: encode_prompt(tokenizer, messages), lambda text: [*tokenizer.encode_ordinary(text), end],
+    return tokenize_pairs((Pair(**record) for record in records), lambda messages: encode_prompt(tokenizer, messages), lambda text: [*tokenizer.encode_ordinary(text), end],
                           config.model.context)  # fmt: skip
 
 

@@ -60,6 +60,7 @@ class DataConfig:
         fraction = (0.1 if self.data else 0.02) if self.val_fraction is None else self.val_fraction
         return dataclasses.replace(self, val_fraction=fraction)
 
+
 @dataclass(frozen=True)
 class PretrainConfig(RunConfig):
     """Everything that decides a run of pretraining."""
@@ -133,7 +134,11 @@ def _validation(config: PretrainConfig, data: PreparedData, separator: int | Non
 def _figures(config: PretrainConfig, data: PreparedData, outcome: Outcome, val_loss: float | None) -> dict:
     """bits_per_byte = val_loss·tokens / (ln 2·bytes), which does not depend on the tokenizer.     flops : of all training tokens,
     forward and backward."""
-    bits = None if val_loss is None else val_loss * (len(data.val) - 1) / (math.log(2) * data.val.header.text_bytes)
+    if val_loss is None:
+        bits = None
+    else:
+        counted = len(data.val) - (not config.data.pack)  # windows have no target for the very first token, documents do
+        bits = val_loss * counted / (math.log(2) * data.val.header.text_bytes)
     return dict(bits_per_byte=bits, flops=describe(config.model, config.train.batch).flops_per_token * outcome.tokens)
 
 

@@ -123,11 +123,10 @@ class _Rollouts(Tune):
 
     def complete(self, config: TuneConfig, parts: dict[str, list[dict]], tokenizer: Tokenizer, announce: Announce) -> TuneConfig:
         room = config.model.context - config.rollouts.max_tokens
-        for part, records in parts.items():
-            for number, record in enumerate(records, 1):
-                if (length := len(encode_prompt(tokenizer, record["prompt"]))) > room:
-                    raise ValueError(f"{part} prompt {number} has {length} tokens, and answers up to {config.rollouts.max_tokens}: together more than the "
-                                     f"model's context of {config.model.context}; shorten or remove it, or lower --max-tokens")  # fmt: skip
+        for record in (record for records in parts.values() for record in records):
+            if (length := len(encode_prompt(tokenizer, record["prompt"]))) > room:
+                raise ValueError(f"{record['source']}: the prompt has {length} tokens, and answers up to {config.rollouts.max_tokens}: together more than "
+                                 f"the model's context of {config.model.context}; shorten or remove it, or lower --max-tokens")  # fmt: skip
         return config
 
     def next_command(self, run: Run) -> list[str]:
@@ -141,11 +140,14 @@ class Grpo(_Rollouts, TuneText):
     options = TuneText.options | {"rollouts": "rollouts and loss"}
 
     def read(self, paths: Iterable[str | Path]) -> list[dict]:
-        return [dict(prompt=prompt.messages, answer=prompt.answer) for prompt in read_prompts(paths, answers=True)]
+        return [dict(prompt=prompt.messages, answer=prompt.answer, source=prompt.source) for prompt in read_prompts(paths, answers=True)]
 
     def complete(self, config: GRPORunConfig, parts: dict[str, list[dict]], tokenizer: Tokenizer, announce: Announce) -> GRPORunConfig:
         for record in (record for records in parts.values() for record in records):
-            VERIFIERS[config.data.verifier](record["answer"], record["answer"])  # raises where such an answer cannot be verified
+            try:
+                VERIFIERS[config.data.verifier](record["answer"], record["answer"])
+            except ValueError as error:
+                raise ValueError(f"{record['source']}: --verifier {config.data.verifier} cannot verify it: {error}") from error
         return super().complete(config, parts, tokenizer, announce)
 
     def open(self, config: GRPORunConfig, run: Run, tokenizer: Tokenizer, model: Transformer) -> Work:
@@ -172,7 +174,7 @@ class Ppo(_Rollouts):
     options = Tune.options | {"rollouts": "rollouts and loss"}
 
     def read(self, paths: Iterable[str | Path]) -> list[dict]:
-        return [dict(prompt=prompt.messages) for prompt in read_prompts(paths, answers=False)]
+        return [dict(prompt=prompt.messages, source=prompt.source) for prompt in read_prompts(paths, answers=False)]
 
     def prepare(self, config: PPORunConfig, run: Run, announce: Announce) -> PPORunConfig:
         judge, tokenizer, judge_config = load_module(config.rollouts.reward_model)
@@ -181,6 +183,9 @@ class Ppo(_Rollouts):
         config = super().prepare(config, run, announce)
         if tokenizer.fingerprint() != load_tokenizer(run.tokenizer).fingerprint():
             raise ValueError(f"--reward-model {config.rollouts.reward_model} reads other tokens than {config.base.run}: train it from that run")
+        if judge_config.model.context < config.model.context:
+            raise ValueError(f"--reward-model {config.rollouts.reward_model} reads {judge_config.model.context} tokens at most, {config.base.run} writes up to "
+                             f"{config.model.context}: train it from that run")  # fmt: skip
         save_weights(run.base / "reward", judge)
         judge_config.save(run.base / "reward" / "config.json")
         return config

@@ -1,6 +1,7 @@
 """A stage of a model's life: what it learns, from what, in a run folder of its own. All go through the same `start` and `resume`.
 
     prepare(config, run)         reads what was given, and writes all that is needed into the folder: tokenizer, data, the model begun from
+    seal, verify                 note what was written, and find what has become of it when the run is resumed
     module(config, base)         the model as it begins
     open(config, run, …) -> Work batches, loss and validation, from the folder alone: so a run that is resumed learns what it would have
                                  learned, whatever has become of the files that it was started with
@@ -16,7 +17,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tinyllm.backend import device_module
-from tinyllm.config import suggestion
 from tinyllm.nn import Module, Transformer
 from tinyllm.threads import available_cores, threads
 from tinyllm.tokenizer import Tokenizer, load_tokenizer
@@ -91,6 +91,14 @@ class Stage(ABC):
     def prepare(self, config: RunConfig, run: Run, announce: Announce) -> RunConfig:
         """Fill a new folder. Returns the config with what followed from text and base. ValueError or FileNotFoundError for bad input."""
 
+    def seal(self, config: RunConfig, run: Run) -> RunConfig:
+        """The config with what verify() needs to know of the files that prepare() wrote. Token shards need nothing: they carry checksums of their own."""
+        return config
+
+    def verify(self, config: RunConfig, run: Run) -> None:
+        """Raises FileNotFoundError or ValueError where one of them is missing or is no longer what it was."""
+        return None
+
     @abstractmethod
     def module(self, config: RunConfig, base: Mapping[str, np.ndarray] | None) -> Module:
         """The model on the CPU. base : the weights that it begins with; None where there are none, or where a checkpoint's follow."""
@@ -123,7 +131,7 @@ def start(config: RunConfig, run: Run, announce: Announce, observers: Observers 
     try:
         config = config.checked()
         xp = _settle(config.train)
-        config = stage.prepare(config, run, announce)
+        config = stage.seal(stage.prepare(config, run, announce), run)
         tokenizer = load_tokenizer(run.tokenizer)
         with shortage_explained(config):
             model = stage.module(config, _base(run)).to(xp)
@@ -143,6 +151,7 @@ def resume(run: Run, config: RunConfig, observers: Observers = lambda *_: ()) ->
     stage = STAGES[config.stage]
     xp = _settle(config.train)
     try:
+        stage.verify(config, run)
         tokenizer = load_tokenizer(run.tokenizer)
         with shortage_explained(config):
             model = stage.module(config, _base(run)).to(xp)
@@ -176,13 +185,6 @@ def load_run(folder: str | Path, checkpoint: str = "last", device: str = "cpu") 
         return STAGES[config.stage].language_model(model).to(xp), tokenizer, config
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-
-
-def stage_named(name: str) -> Stage:
-    """ValueError, with a suggestion, for a name that is none."""
-    if name not in STAGES:
-        raise ValueError(f"unknown stage {name!r}{suggestion(name, STAGES)}: it is one of {', '.join(STAGES)}")
-    return STAGES[name]
 
 
 def _settle(config: TrainConfig):

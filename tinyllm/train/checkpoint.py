@@ -76,7 +76,7 @@ def save_checkpoint(
 def _write_files(folder: Path, step: int, files: dict[str, dict], state: dict) -> None:
     for name, arrays in files.items():
         safetensors.save(folder / name, arrays)
-    content = {"step": step, "sha256": {name: _sha256(folder / name) for name in files}, "state": state}
+    content = {"step": step, "sha256": {name: sha256_of(folder / name) for name in files}, "state": state}
     try:
         content["checksum"] = _checksum(content)
     except TypeError as error:
@@ -178,7 +178,7 @@ def _verify(path: Path) -> dict[str, Any]:
     for name, sha256 in content["sha256"].items():
         if not (path / name).is_file():
             raise ValueError(f"{path / name} is missing")
-        if _sha256(path / name) != sha256:
+        if sha256_of(path / name) != sha256:
             raise ValueError(f"{path / name} is damaged: its SHA-256 is not the one in {STATE}")
     return content
 
@@ -191,7 +191,8 @@ def _is_intact(path: Path) -> bool:
     return True
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

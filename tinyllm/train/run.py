@@ -42,7 +42,9 @@ class Run:
             raise ValueError(f"--out {self.folder} is a file: give a folder")
         if self.config.exists():
             raise ValueError(f"--out {self.folder} holds a run already: continue it with --resume {self.folder}, or give another folder")
-        for path in () if self.preparing.exists() else (self.tokenizer, self.data, self.base, self.checkpoints, self.log, self.summary):
+        if self.preparing.exists():
+            self.discard()  # what a run left that was killed here
+        for path in (self.tokenizer, self.data, self.base, self.checkpoints, self.log, self.summary):
             if path.exists():
                 raise ValueError(f"--out {self.folder} has a {path.name} in it that a run would overwrite: give another folder")
         try:
