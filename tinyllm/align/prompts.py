@@ -44,13 +44,15 @@ def records_with(paths: Iterable[str | os.PathLike], fields: tuple[str, ...], wh
 
 
 def messages_of(record: dict, where: str) -> list[Message]:
-    """The field prompt as messages, the last of which is a user's. ValueError where it is neither text nor such a list."""
+    """The field prompt as messages, the last of which is a user's. ValueError where it is neither text nor such a list, or says nothing."""
     prompt = field_of(record, "prompt", where)
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": string_field(record, "prompt", where)}]
-    if not isinstance(prompt, list):
+    if not isinstance(prompt, str | list):
         raise ValueError(f"{where}: the field 'prompt' must be a string or a list of messages, found {json_kind(prompt)}")
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": string_field(record, "prompt", where)}]
     messages = check_messages(prompt, where)
     if messages[-1]["role"] != "user":
         raise ValueError(f"{where}: the last message of 'prompt' is the {messages[-1]['role']}'s: it must be a user's, to be answered")
+    if not messages[-1]["content"].strip():
+        raise ValueError(f"{where}: the field 'prompt' is empty: there is nothing to answer; correct or remove the record")
     return messages
