@@ -88,13 +88,14 @@ GOOD = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
     (GOOD + "[1]", "line 2: expected an object with a field 'prompt', found a list"),
     ('{"prompt": "p", "chosen": "a"}', "line 1: the field 'rejected' is missing; fields found: 'prompt', 'chosen'"),
     ("{}", "line 1: the field 'prompt' is missing; fields found: none"),
+    ('{"prompt": " ", "chosen": "a", "rejected": "b"}', "line 1: the field 'prompt' is empty"),
     ('{"prompt": 3, "chosen": "a", "rejected": "b"}', "line 1: the field 'prompt' must be a string or a list of messages, found a number"),
-    ('{"prompt": "", "chosen": " ", "rejected": "b"}', "line 1: the field 'chosen' is empty"),
-    ('{"prompt": "", "chosen": "a", "rejected": "a"}', "line 1: the fields 'chosen' and 'rejected' are equal"),
+    ('{"prompt": "p", "chosen": " ", "rejected": "b"}', "line 1: the field 'chosen' is empty"),
+    ('{"prompt": "p", "chosen": "a", "rejected": "a"}', "line 1: the fields 'chosen' and 'rejected' are equal"),
     ('{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}', "line 1: the field 'prompt' holds half of a surrogate pair at character 0"),
     (b"\xff\xfe{", "line 1: this is UTF-16"),
     (b"{\xe4}", "line 1: not UTF-8"),
-], ids=range(13))  # fmt: skip
+], ids=range(14))  # fmt: skip
 def test_bad_pairs_are_named(tmp_path, content, message):
     file = tmp_path / "pairs.jsonl"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -33,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"describe takes a run or settings, not both: leave out --{options[0].replace('_', '-')} or {args.run}")
         saved = stage_config(Run(args.run))
         config, batch = saved.model, args.batch or saved.train.batch
+        if saved.stage != "pretrain":
+            print(f"{args.run} is a run of {saved.stage}: what follows is its language model, and what it would take to pretrain that\n")
     else:
         config = dataclasses.replace(config, vocab_size=args.vocab_size or VOCAB_SIZE)
     print(table(describe(config, batch), args.device))

@@ -119,7 +119,7 @@ def observers(stage: Stage, model: Module, tokenizer: Tokenizer, steps: int) -> 
     def sample() -> str:
         return json.dumps(complete(model, tokenizer, prompt, settings).text, ensure_ascii=False).translate(PICTURES)
 
-    return [Progress(steps, sample, unit=stage.unit)]
+    return [Progress(steps, sample)]
 
 
 def report(place: Run, stage: Stage) -> None:
