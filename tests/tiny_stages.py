@@ -29,7 +29,7 @@ EXAMPLES: dict[str, list[dict]] = {
     "notes": [{"text": f"the {a} {b} it\n", "label": b} for b in PLACES for a in ANIMALS],
 }  # fmt: skip
 
-# name: (words of the command, examples, options besides PACE)
+# name: (words of the command, examples, options besides PACE). So small a model is never right: without an entropy bonus GRPO had no gradient.
 RUNS: dict[str, tuple[list[str], str, list[str]]] = {
     "instruct": (["finetune", "instruct"], "talk", ["--batch", "3"]),
     "instruct padded": (["finetune", "instruct"], "talk", ["--batch", "3", "--no-pack", "--accumulate", "2"]),
@@ -43,7 +43,7 @@ RUNS: dict[str, tuple[list[str], str, list[str]]] = {
     "simpo": (["align", "dpo"], "pairs", ["--batch", "4", "--loss", "simpo"]),
     "reward": (["align", "reward"], "pairs", ["--batch", "4"]),
     "grpo": (["align", "grpo"], "tasks", [*ROLLOUTS, "--entropy", "0.01"]),
-    "grpo lora": (["align", "grpo"], "tasks", [*ROLLOUTS, "--rank", "2", "--kl-place", "reward", "--average", "token"]),
+    "grpo lora": (["align", "grpo"], "tasks", [*ROLLOUTS, "--rank", "2", "--kl-place", "reward", "--average", "token", "--entropy", "0.01", "--advantage", "rloo"]),
     "ppo": (["align", "ppo"], "tasks", [*ROLLOUTS, "--kl-target", "0.5", "--reward-model", "REWARD"]),
 }
 
