@@ -3,7 +3,6 @@ import json
 import os
 import shutil
 
-import numpy as np
 import pytest
 from test_bad_input import flip, refusal, truncate
 from tiny_run import back_to, final_bytes, train
@@ -132,13 +131,10 @@ def test_bad_examples_to_measure_on(life, tmp_path, capfd):
         assert message in refusal(capfd, tmp_path, life.command(name, tmp_path / "run", "--val-data", path))
 
 
-@pytest.mark.parametrize("name, record, extra", [
-    ("instruct", EXAMPLES["talk"][0], []), ("dpo", EXAMPLES["pairs"][0], []), ("kto", EXAMPLES["pairs"][0], []), ("reward", EXAMPLES["pairs"][0], []),
-    ("grpo", EXAMPLES["tasks"][0], []), ("ppo", EXAMPLES["tasks"][0], []), ("dpo", EXAMPLES["pairs"][0], ["--val-fraction", "0"]),
-])
-def test_a_single_example_is_learned_from(life, tmp_path, name, record, extra):
-    path = write(tmp_path / "one.jsonl", [record])
-    words = life.command(name, tmp_path / "run", *extra)
+@pytest.mark.parametrize("name", ["instruct", "kto", "ppo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dpo", "reward", "grpo"))])
+def test_a_single_example_is_learned_from(life, tmp_path, name):
+    path = write(tmp_path / "one.jsonl", EXAMPLES[RUNS[name][1]][:1])
+    words = life.command(name, tmp_path / "run")
     words[words.index("--data") + 1] = str(path)
     assert main(words) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -153,7 +149,7 @@ def test_an_answer_that_the_verifier_cannot_take(life, tmp_path, capfd):
 
 # What is begun from
 
-@pytest.mark.parametrize("name", ["instruct", "dpo", "reward", "grpo"])
+@pytest.mark.parametrize("name", ["instruct", "dpo"])
 def test_a_base_that_cannot_chat(life, chars, tmp_path, capfd, name):
     words = life.command(name, tmp_path / "run")
     words[words.index(str(life.base))] = str(chars)
@@ -264,7 +260,7 @@ def test_options_that_make_no_sense(life, tmp_path, capfd, name):
         assert message in line, line
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ["instruct", "ppo"])
 def test_what_is_missing(life, tmp_path, capfd, name):
     words = life.command(name, tmp_path / "run")
     without = [word for word in words if word != str(life.base)]
@@ -353,10 +349,3 @@ def test_config_without_what_a_stage_needs(stopped, capfd):
         (run / "config.json").write_text(json.dumps(whole | {part: change and whole[part] | change}))
         line = refusal(capfd, run, ["finetune", "classify", "--resume", run])
         assert message in line or "cannot resume" in line, line
-
-
-def test_weights_are_finite(life):
-    """The base of all of these is one that has learned something."""
-    from tinyllm.stages import load_run
-
-    assert all(np.isfinite(p.data).all() for _, p in load_run(life.base)[0].named_parameters())

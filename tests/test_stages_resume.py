@@ -13,6 +13,8 @@ from tinyllm.train.run import Run
 from tinyllm.train.trainer import Trainer
 
 UPDATES = 8
+QUICK = ("instruct lora", "classify", "kto", "grpo", "ppo")
+SOME = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def kill_twice(life, folder, monkeypatch, name, n, *options):
     return run
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", SOME)
 def test_killed_twice_and_resumed_from_the_folder_alone(life, whole, tmp_path, monkeypatch, name):
     assert_same(kill_twice(life, tmp_path, monkeypatch, name, 5), whole(name))
 
@@ -91,7 +93,8 @@ def test_killed_in_any_update_and_resumed_from_the_folder_alone(life, whole, tmp
         assert_same(kill_twice(life, tmp_path, monkeypatch, name, n), whole(name))
 
 
-@pytest.mark.parametrize("name", ["instruct lora", "grpo", pytest.param("kto", marks=pytest.mark.slow), pytest.param("ppo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["instruct lora", "kto", "grpo", "ppo"])
 def test_killed_as_several_processes(life, tmp_path, monkeypatch, name):
     expected = life.run(name, tmp_path / "whole" / name, "--threads", 2)
     assert_same(kill_twice(life, tmp_path, monkeypatch, name, 5, "--threads", 2), expected)
@@ -109,7 +112,7 @@ def test_a_kill_falls_within_a_rollout(whole, name):
         assert len({*kept, 0.05}) == 3  # beta was adapted after each rollout
 
 
-@pytest.mark.parametrize("name", ["instruct lora", "grpo"])
+@pytest.mark.parametrize("name", [pytest.param("instruct lora", marks=pytest.mark.slow), "grpo"])
 def test_a_rollout_or_an_adapter_that_was_not_restored_would_be_noticed(life, whole, tmp_path, monkeypatch, name):
     """The comparison can fail: another seed, and a rollout made anew from the weights in its midst, end elsewhere."""
     other = life.run(name, tmp_path / "seed" / name, "--seed", 4)
@@ -123,6 +126,7 @@ def test_a_rollout_or_an_adapter_that_was_not_restored_would_be_noticed(life, wh
         assert final_bytes(run) != final_bytes(whole(name))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends signals")
 @pytest.mark.parametrize("name", ["ppo"])
 def test_sigkill_while_saving(life, whole, tmp_path, name):
@@ -150,7 +154,7 @@ def survive(life, run, name, moments) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends signals")
-@pytest.mark.parametrize("name", ["instruct", "reward", "grpo"])
+@pytest.mark.parametrize("name", [pytest.param("instruct", marks=pytest.mark.slow), pytest.param("reward", marks=pytest.mark.slow), "grpo"])
 def test_ctrl_c_saves_and_says_how_to_go_on(life, whole, tmp_path, monkeypatch, capsys, name):
     """While the fourth update of eight is made, as everywhere else what was begun is finished."""
     run, update = tmp_path / name, Trainer.update
@@ -169,7 +173,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(life, whole, tmp_path, monkeypatch, 
     assert_same(run, whole(name))
 
 
-@pytest.mark.parametrize("name", ["instruct", "ppo"])
+@pytest.mark.parametrize("name", ["ppo"])
 def test_killed_during_preparation_does_not_block_a_new_start(life, tmp_path, monkeypatch, name, whole):
     run = tmp_path / name
     with monkeypatch.context() as patch:
@@ -191,7 +195,7 @@ def test_ctrl_c_during_preparation_leaves_nothing(life, tmp_path, monkeypatch, c
         assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["instruct", "ppo"])
+@pytest.mark.parametrize("name", ["ppo"])
 def test_resuming_a_complete_run_changes_nothing(whole, capsys, name):
     run = whole(name)
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
