@@ -8,6 +8,7 @@ A field whose default is None means "decided by another setting", which its help
 """
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 
@@ -34,10 +35,13 @@ def option_name(field_name: str) -> str:
 
 def value_type(config_class: type, field: dataclasses.Field) -> type:
     """The plain type of a field: int for `int` and for `int | None`; the element type for tuples."""
-    kind = typing.get_type_hints(config_class)[field.name]
+    kind = _type_hints(config_class)[field.name]
     if isinstance(kind, types.UnionType):
         kind = next(k for k in typing.get_args(kind) if k is not type(None))
     return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
+
+
+_type_hints = functools.cache(typing.get_type_hints)  # it looks through all base classes, for each of hundreds of options
 
 
 def check(config) -> None:
