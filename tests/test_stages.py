@@ -7,10 +7,10 @@ import pytest
 from tiny_run import history, logits_loss, train
 from tiny_stages import EXAMPLES, RUNS, Life, write
 
-from tinyllm.align import sequence_log_probabilities
+from tinyllm.align import rollouts
 from tinyllm.align.logprobs import padded
 from tinyllm.cli.main import COMMANDS, main
-from tinyllm.data import IGNORE
+from tinyllm.data import open_shard
 from tinyllm.finetune import encode_texts
 from tinyllm.nn import Classifier, Transformer
 from tinyllm.stages import STAGES, load_module, load_run
@@ -225,8 +225,6 @@ def test_the_ending_of_an_answer(written, expected, right):
 @pytest.mark.parametrize("verifier, answer, right", [("exact", "b", 1.0), ("contains", "b", 1.0), ("number", "7", 0.0)])
 def test_grpo_counts_right_answers(life, tmp_path, monkeypatch, verifier, answer, right):
     """A policy that always writes "b" is right where "b" is expected."""
-    from tinyllm.align import rollouts
-
     _, tokenizer, _ = load_run(life.base)
     [letter] = tokenizer.encode_ordinary("b")
     sample = rollouts.sample
@@ -258,10 +256,10 @@ def test_ppo_has_its_judge_in_the_folder(life, done, capsys):
 @pytest.mark.parametrize("name", ["grpo", "ppo"])
 def test_rewards_and_lengths_are_logged(done, capsys, name):
     run, out = done(name, capsys)
-    rollouts = [r for r in history(run) if r["event"] == "rollout"]
-    assert all({"reward", "reward_std", "length", "ended", "entropy", "kl_k1", "kl_k2", "kl_k3"} <= r.keys() for r in rollouts)
-    assert abs(rollouts[0]["kl_k3"]) < 1e-6 < abs(rollouts[1]["kl_k3"])  # the first answers are the reference's own
-    assert 1 <= rollouts[0]["length"] <= 4 and "reward" in out
+    made = [r for r in history(run) if r["event"] == "rollout"]
+    assert all({"reward", "reward_std", "length", "ended", "entropy", "kl_k1", "kl_k2", "kl_k3"} <= r.keys() for r in made)
+    assert abs(made[0]["kl_k3"]) < 1e-6 < abs(made[1]["kl_k3"])  # the first answers are the reference's own
+    assert 1 <= made[0]["length"] <= 4 and "reward" in out
 
 
 # Next
@@ -380,8 +378,6 @@ def test_bits_per_byte_of_packed_documents_by_definition(tmp_path):
     path = write(tmp_path / "texts.jsonl", [{"text": record["text"] * 3} for record in EXAMPLES["notes"] * 4])
     run = train(tmp_path, "--data", path, "--tokenizer", "bpe", "--vocab-size", 270, "--pack", "--context", 64, "--steps", 3)
     model, tokenizer, _ = load_run(run)
-    from tinyllm.data import open_shard
-
     shard = open_shard(run / "data" / "val.bin")
     nats, ids = 0.0, [tokenizer.end_of_text]
     for token in shard.tokens.tolist():
@@ -392,14 +388,3 @@ def test_bits_per_byte_of_packed_documents_by_definition(tmp_path):
     assert ids == [tokenizer.end_of_text]
     assert summary(run)["bits_per_byte"] == pytest.approx(nats / np.log(2) / shard.header.text_bytes, rel=1e-5)
     assert summary(run)["val_loss"] == pytest.approx(nats / len(shard), rel=1e-5)
-
-
-def test_sequence_log_probabilities_are_what_is_compared(life):
-    """The definition above and the library's function agree."""
-    model, _, _ = load_run(life.base)
-    row = [5, 9, 11, 3, 8]
-    each = logits_each(model, row)
-    batch = padded([row], [2])
-    assert (batch.targets != IGNORE).sum() == 2
-    with no_grad():
-        assert float(sequence_log_probabilities(model, batch).data[0]) == pytest.approx(each[2][3] + each[3][8], rel=1e-5)
