@@ -1,6 +1,5 @@
 """Talk with a model that has learned to answer: at a terminal, with one question, or with a question on each line of standard input."""
 import argparse
-import functools
 import signal
 import sys
 from collections.abc import Callable
@@ -21,8 +20,6 @@ from tinyllm.train.config import WHERE
 from tinyllm.train.interrupt import stop_on_signal
 from tinyllm.train.run import load_run
 
-note = functools.partial(print, file=sys.stderr, flush=True)  # standard output gets the answers alone
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Whom to talk with, and how it answers."""
@@ -42,15 +39,15 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--prompt is empty: ask something, or leave it out")
     model, tokenizer, _ = load_run(args.run_folder, args.checkpoint, args.device)
     if missing := [name for name in CHAT_TOKENS if name not in tokenizer.special_tokens]:
-        raise ValueError(f"{args.run_folder} has learned from texts, not from conversations (its tokenizer has no {missing[0]}): "
-                         f"tune it with tinyllm finetune instruct {args.run_folder} --data CONVERSATIONS.jsonl, and chat with the run that this makes")
+        raise ValueError(f"{args.run_folder} has learned no conversations (its tokenizer has no {missing[0]}): "
+                         f"make a run that has by tinyllm finetune instruct {args.run_folder} --data CONVERSATIONS.jsonl")
     chat = Chat(model, tokenizer, config, system)
     try:
         if questions:
             return 130 if any(_answer(chat, text) for text in questions) else 0
         if sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
-            note(f"{args.run_folder}: {describe(model.config).parameters:,} parameters, a context of {context_of(model) or 'any number of'} tokens; "
-                 "/help says what else can be typed here, /quit leaves")
+            note(f"{args.run_folder}: {describe(model.config).parameters:,} parameters, a context of {context_of(model) or 'any number of'} tokens")
+            note("say something; /help shows what else can be typed here, /quit leaves")
             return _at_terminal(chat)
         return _line_by_line(chat, sys.stdin.buffer if sys.stdin else ())
     except EOFError:  # the end of the input, or /quit
@@ -70,10 +67,11 @@ def _argument(text: str, option: str) -> str:
 def _line_by_line(chat: Chat, lines) -> int:
     for number, line in enumerate(lines, 1):
         where = f"standard input, line {number}"
+        text = decode(line, where)
         try:
-            stopped = _take(chat, decode(line, where))
+            stopped = _take(chat, text)
         except ValueError as error:
-            raise ValueError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
+            raise ValueError(f"{where}: {error}") from error
         if stopped:
             return 130
     return 0
@@ -103,6 +101,11 @@ def _at_terminal(chat: Chat) -> int:
             stopped = _take(chat, _argument(line, "what was typed"))
         except ValueError as error:
             note(f"({error})")
+
+
+def note(remark: str) -> None:
+    """Standard output gets the answers alone, standard error all else."""
+    print(remark, file=sys.stderr, flush=True)
 
 
 # ---- what is done with a line ----
@@ -179,7 +182,7 @@ def _save(chat: Chat, file: str) -> str:
     try:
         append_conversation(path, chat.messages)
     except OSError as error:
-        raise ValueError(f"not saved: {error.filename or path}: {error.strerror}") from error
+        raise ValueError(f"{path} is not saved: {error.strerror}") from error
     return f"saved as the last line of {path}"
 
 

@@ -19,9 +19,10 @@ class Chat:
     exchanges : what has been said since, the user's and the assistant's messages in turn.
     forgotten : how many of these, the oldest, were not before the model's eyes any more when it answered last (see `in_sight`).
 
-    Each answer reads the conversation anew. Keeping the cache of the one before would spare nothing once old messages are left out, which
-    is when reading takes longest: then every later token stands at another position. Before that it takes less time than a few
-    tokens of the answer; and an answer would depend, in its last bits, on how the conversation came about (/undo, a file), not on what it says.
+    Each answer reads the conversation anew. The cache of the answer before could spare that, but not once old messages are left out, which
+    is when there is most to read: every later token then stands at another position. And an answer would depend, in its last bits, on
+    how the conversation came about rather than on what it says. The price: to read a token takes about a fifteenth of the time that it
+    takes to write one (one core, 4 layers of width 256, a context of 256; of a GPT-2 of 124M parameters, 512 tokens of it, a seventeenth).
     """
 
     def __init__(self, model, tokenizer: Tokenizer, config: SamplingConfig, system: str = ""):
