@@ -228,12 +228,24 @@ def test_only_the_signals_that_are_asked_for_are_caught():
         assert stop and signal.getsignal(signal.SIGINT) == before[0]
 
 
-def start(*args, **pipes):
-    return subprocess.Popen([sys.executable, "-m", "tinyllm", "chat", *args], cwd=ROOT, env=ENVIRONMENT, **pipes)
+@pytest.fixture
+def start():
+    """Starts chats, and ends those that a failed test leaves behind."""
+    processes = []
+
+    def start(*args, **options):
+        command = [sys.executable, "-m", "tinyllm", "chat", *args]
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | {"PYTHONIOENCODING": "utf-8:strict"}, **options))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
-def test_ctrl_c_without_a_terminal_ends_it(endless):
+def test_ctrl_c_without_a_terminal_ends_it(start, endless):
     process = start(endless, "--temperature", "0", "--max-tokens", "1000000", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdin.write(b"hi\nhi\n")
     process.stdin.flush()
@@ -246,7 +258,7 @@ def test_ctrl_c_without_a_terminal_ends_it(endless):
 class Terminal:
     """A chat at a terminal of its own."""
 
-    def __init__(self, *args):
+    def __init__(self, start, *args):
         import pty
 
         self.handle, theirs = pty.openpty()
@@ -284,8 +296,8 @@ class Terminal:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pty")
-def test_at_a_terminal(folder, tmp_path):
-    terminal = Terminal(folder, *GREEDY)
+def test_at_a_terminal(start, folder):
+    terminal = Terminal(start, folder, *GREEDY)
     for typed, answer in [("hi", "hello"), ("and?", "bye"), ("/undoo", "did you mean /undo?"), ("a\udcffb", "what was typed: not UTF-8"),
                           ("/undo", "(taken back; 2 messages"), ("/save nowhere/a.jsonl", "is not saved: No such file")]:  # fmt: skip
         terminal.type(typed + "\n")
@@ -299,8 +311,8 @@ def test_at_a_terminal(folder, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pty")
-def test_ctrl_c_stops_the_answer_and_a_second_one_ends_the_chat(endless):
-    terminal = Terminal(endless, "--temperature", "0", "--max-tokens", "1000000")
+def test_ctrl_c_stops_the_answer_and_a_second_one_ends_the_chat(start, endless):
+    terminal = Terminal(start, endless, "--temperature", "0", "--max-tokens", "1000000")
     terminal.type("hi\n")
     terminal.wait("|>")
     terminal.interrupt()
