@@ -7,10 +7,10 @@ from tinyllm.data import Conversation
 from tinyllm.finetune import InstructionBatches, encode_conversations
 from tinyllm.nn import Transformer, TransformerConfig
 from tinyllm.optim import AdamW
+from tinyllm.stages import PretrainConfig
 from tinyllm.tokenizer import BPETokenizer, add_special_tokens
 from tinyllm.train import TrainConfig, next_token_loss
 from tinyllm.train.checkpoint import save_checkpoint
-from tinyllm.train.config import RunConfig
 from tinyllm.train.run import Run
 
 TOKENIZER = add_special_tokens(BPETokenizer([]))  # a token a byte
@@ -23,7 +23,7 @@ def chat_run(folder: Path, steps: int = 120) -> Path:
     run, model = Run(folder), taught(steps)
     folder.mkdir(parents=True)
     TOKENIZER.save(run.tokenizer)
-    RunConfig(model=model.config).save(run.config)
+    PretrainConfig(model=model.config).save(run.config)
     save_checkpoint(run.checkpoints, steps, model.state_dict(), {}, dict(config=None, evaluations=[]))
     return folder
 

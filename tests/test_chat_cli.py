@@ -16,8 +16,8 @@ from tinyllm.cli.chat import COMMANDS
 from tinyllm.cli.main import main
 from tinyllm.data import append_conversation, read_conversations
 from tinyllm.generate import Chat, SamplingConfig, replies, reply
+from tinyllm.stages import load_run
 from tinyllm.train.interrupt import stop_on_signal
-from tinyllm.train.run import load_run
 
 GREEDY = ["--temperature", "0", "--max-tokens", "12"]
 

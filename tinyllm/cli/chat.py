@@ -15,10 +15,10 @@ from tinyllm.data.records import decode
 from tinyllm.generate import Chat, SamplingConfig
 from tinyllm.generate.window import context_of
 from tinyllm.nn.describe import describe
+from tinyllm.stages import load_run
 from tinyllm.tokenizer import CHAT_TOKENS
 from tinyllm.train.config import WHERE
 from tinyllm.train.interrupt import stop_on_signal
-from tinyllm.train.run import load_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
