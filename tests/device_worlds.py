@@ -1,11 +1,6 @@
 """Where a test of the device runs: on the fake device in the CPU's memory, or on a real GPU, the same test.
 
-    @pytest.fixture(params=WORLDS)
-    def world(request):
-        with entered(request.param) as world:
-            yield world
-
-    def test_something(world):
+    def test_something(world):                      # a fixture of conftest.py; `fake` is the fake device alone
         xp = world.xp                               # fake_cupy or cupy
         n = world.size(17, 4096)                    # small on the fake device, large on a GPU
 
@@ -58,11 +53,11 @@ class World:
 
 @contextmanager
 def entered(name: str) -> Iterator[World]:
-    """The world of this name; the fake one stands in for cupy inside the block. Skips the test where CuPy or a GPU is missing."""
+    """The world of this name; the fake one stands in for cupy inside the block. Skips the test where CuPy, a GPU or ml_dtypes is missing."""
+    pytest.importorskip("ml_dtypes", reason="ml_dtypes, which gives NumPy bfloat16, is not installed")
     if name == "gpu":
         yield World(name, real_cupy())
         return
-    pytest.importorskip("ml_dtypes", reason="ml_dtypes, which gives NumPy bfloat16, is not installed")
     if cuda_on_cpu.MISSING:
         pytest.skip(cuda_on_cpu.MISSING)
     with pytest.MonkeyPatch.context() as patch:

@@ -21,12 +21,6 @@ from tinyllm.cli.main import main
 YARD = Yardstick("TFLOP/s", 100.0, Job("yard", {}, (0, 1, 0)))
 
 
-@pytest.fixture(params=WORLDS)
-def world(request):
-    with entered(request.param) as world:
-        yield world
-
-
 @pytest.fixture(params=WORLDS[:1])
 def device(request):
     """The fake device, for what runs no kernel."""

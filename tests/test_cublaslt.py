@@ -10,7 +10,6 @@ import fake_cublaslt
 import fake_cuda
 import numpy as np
 import pytest
-from device_worlds import WORLDS, entered
 
 from tinyllm import ops
 from tinyllm.kernels.cuda import cublaslt, linear
@@ -18,18 +17,6 @@ from tinyllm.kernels.cuda import cublaslt, linear
 on_cpu = pytest.mark.cuda_on_cpu
 SUCCESS, INVALID_VALUE, NOT_SUPPORTED = 0, 7, 15
 MATRIX = cublaslt.Matrix(format=0, rows=8, columns=8, leading=8, transposed=False, count=1, stride=0, alignment=256)
-
-
-@pytest.fixture(params=WORLDS)
-def world(request):
-    with entered(request.param) as world:
-        yield world
-
-
-@pytest.fixture
-def fake():
-    with entered("fake") as world:
-        yield world
 
 
 def numbers(world, shape, dtype, seed):

@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 from cuda_on_cpu import CudaError, in_every_order, traffic
-from device_worlds import WORLDS, entered
 
 from tinyllm import ops
 from tinyllm.backend import deterministic, to_numpy
@@ -48,18 +47,6 @@ SHAPES = {  # B, H, G, T, S, D and settings; at a width each
     "documents with a window": (1, 2, 2, 150, 150, 96, dict(documents=in_rows(1, 150, 3), window=33)),
     "documents both ways": (1, 2, 1, 300, 300, 128, dict(documents=in_rows(1, 300, 4), causal=False)),
 }
-
-
-@pytest.fixture(params=WORLDS)
-def world(request):
-    with entered(request.param) as world:
-        yield world
-
-
-@pytest.fixture
-def fake():
-    with entered("fake") as world:
-        yield world
 
 
 def numbers(shape, precision, seed=0, spread=1.0):

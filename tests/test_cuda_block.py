@@ -3,7 +3,6 @@ import inspect
 
 import numpy as np
 import pytest
-from device_worlds import WORLDS, entered
 
 from tinyllm import ops
 from tinyllm.nn import Transformer, TransformerConfig
@@ -19,12 +18,6 @@ KINDS = {
 UNIT = {"fp16": 2.0**-11, "bf16": 2.0**-8}  # the largest relative error of rounding to the format
 IDS = np.random.default_rng(1).integers(0, 96, (3, 22))
 DOCUMENTS = np.sort(np.random.default_rng(3).integers(0, 4, (3, 21)))
-
-
-@pytest.fixture(params=WORLDS)
-def world(request):
-    with entered(request.param) as world:
-        yield world
 
 
 def model_of(xp, kind, precision="bf16", dtype=np.float32, **settings):

@@ -5,7 +5,6 @@ from functools import partial
 import fake_cuda
 import numpy as np
 import pytest
-from device_worlds import WORLDS, entered
 from test_generate import KINDS as DECODED
 from test_generate import PROMPTS, rows_of, transformer
 from test_nn_cache import IDS, KINDS, TINY
@@ -28,13 +27,6 @@ OURS = [
 
 
 USUAL = {name: getattr(decode, name) for name in ("SPAN", "BLOCKS")}
-
-
-@pytest.fixture(params=WORLDS)
-def world(request):
-    with entered(request.param) as world:
-        pytest.importorskip("ml_dtypes")
-        yield world
 
 
 @pytest.fixture(autouse=True)

@@ -6,18 +6,11 @@ import cuda_on_cpu
 import numpy as np
 import pytest
 from cuda_on_cpu import CudaError, RawModule, in_every_order, order
-from device_worlds import WORLDS, entered
 
 from tinyllm.kernels.cuda import launch
 
 PRELUDE = (launch.FOLDER / "prelude.cuh").read_text(encoding="utf-8")
 HALVES = {"FP16": "float16", "BF16": "bfloat16"}
-
-
-@pytest.fixture(params=WORLDS)
-def world(request):
-    with entered(request.param) as world:
-        yield world
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ import itertools
 
 import numpy as np
 import pytest
-from device_worlds import WORLDS, entered
 
 from tinyllm import Tensor, ops
 from tinyllm.kernels.cuda import cublaslt, linear
@@ -11,12 +10,6 @@ from tinyllm.kernels.cuda import cublaslt, linear
 FORMATS = ("float32", "float16", "bfloat16")
 DIGITS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # from 1 to the next number
 SIZES = ((1, 1, 1), (3, 5, 7), (16, 8, 24), (1, 17, 129), (129, 1, 3), (17, 129, 1), (64, 40, 8))  # n, k, m
-
-
-@pytest.fixture(params=WORLDS)
-def world(request):
-    with entered(request.param) as world:
-        yield world
 
 
 def sizes(world):

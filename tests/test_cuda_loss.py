@@ -3,7 +3,6 @@ import warnings
 
 import numpy as np
 import pytest
-from device_worlds import WORLDS, entered
 
 from tinyllm import ops
 from tinyllm.kernels import KERNELS
@@ -18,12 +17,6 @@ UNIT = {"fp32": 2**-24, "fp16": 2**-11, "bf16": 2**-8}  # half the distance of n
 SETTINGS = ({}, dict(label_smoothing=0.1), dict(z_loss=1e-2), dict(label_smoothing=0.3, z_loss=1e-3))
 WIDTHS = (1, 5, 8, 33, 264, 1000)  # of the vocabulary: less than a vector, odd, several warps
 LARGE = (8192, 50257, 50304)
-
-
-@pytest.fixture(params=WORLDS)
-def world(request):
-    with entered(request.param) as world:
-        yield world
 
 
 def random(seed=0):

@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-from device_worlds import WORLDS, entered
 
 from tinyllm.backend import array_module
 from tinyllm.kernels.cuda import adamw, halves, launch
@@ -16,12 +15,6 @@ from tinyllm.tensor import Tensor
 pytest.importorskip("ml_dtypes")  # makes NumPy know bf16
 
 SHAPES = ([(3,)], [(1, 1)], [(2, 3), (5,)], [(31, 33), (7, 3), (5,), ()])  # flat sizes 3, 1, 11, 1050: matrices first; 6 and 1044 decay
-
-
-@pytest.fixture(params=WORLDS)
-def world(request):
-    with entered(request.param) as world:
-        yield world
 
 
 def shapes(world):

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from device_worlds import WORLDS, entered
+from device_worlds import entered
 
 from tinyllm import ops
 from tinyllm.kernels.cuda import activations, embedding, norms, rope, sums, vectors
@@ -14,12 +14,6 @@ from tinyllm.tensor import Tensor
 
 TOLERANCES = {"float32": 3e-6, "float16": 1e-3, "bfloat16": 8e-3}  # of the largest value: sums in another order; half a unit of the last place
 FORMATS = tuple(TOLERANCES)
-
-
-@pytest.fixture(params=WORLDS)
-def world(request):
-    with entered(request.param) as world:
-        yield world
 
 
 class Numbers:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from device_worlds import WORLDS, entered
 
 from tinyllm import ops
 from tinyllm.anomaly import detect_anomaly
@@ -45,12 +44,6 @@ def storage_alone():
     finally:
         for op, run in runs.items():
             op.run = run
-
-
-@pytest.fixture(params=WORLDS)
-def world(request):
-    with entered(request.param) as world:
-        yield world
 
 
 @pytest.fixture(params=["all kernels", "storage alone"])

@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-from device_worlds import WORLDS, entered
 from tiny_run import arguments, final_bytes, history, nervous
 
 from tinyllm.backend import array_module, deterministic, random_stream, to_numpy
@@ -27,12 +26,6 @@ pytest.importorskip("ml_dtypes")  # makes NumPy know bf16
 
 SMALL = dict(vocab_size=19, layers=1, heads=2, width=16, context=8)
 LARGE = dict(vocab_size=1031, layers=3, heads=4, width=128, context=96)
-
-
-@pytest.fixture(params=WORLDS)
-def world(request):
-    with entered(request.param) as world:
-        yield world
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import tiny_run
-from device_worlds import WORLDS, entered
+from device_worlds import entered
 from tiny_run import back_to, final_bytes
 
 from tinyllm.backend import array_module
@@ -22,12 +22,6 @@ from tinyllm.train.run import Run, read_log
 from tinyllm.train.safetensors import load
 
 gpu_only = pytest.mark.gpu
-
-
-@pytest.fixture(params=WORLDS)
-def world(request):
-    with entered(request.param) as world:
-        yield world
 
 
 def shape(world) -> list[str]:

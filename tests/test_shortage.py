@@ -104,12 +104,6 @@ BATCHES = (1, 3)
 CHOICES = [dict(arch="gpt2"), dict(arch="llama"), dict(arch="gpt2", recompute=True, bias=False), dict(arch="llama", kv_heads=2, tie=False)]
 
 
-@pytest.fixture(params=WORLDS)
-def world(request):
-    with entered(request.param) as world:
-        yield world
-
-
 def taken(world, config, batch: int) -> int:
     """Bytes that two training steps take from a pool of their own."""
     pool, settings = world.xp.cuda.MemoryPool(), TrainConfig(device="cuda").planned(2)

@@ -16,6 +16,7 @@ COMMANDS = {
     "finetune": "make a model answer, or tell texts apart",
     "align": "teach a model which answers are wanted",
     "sample": "continue a prompt with a trained model",
+    "chat": "talk with a model that has learned to answer",
     "describe": "parameters, arithmetic and memory of a model, before it is run",
     "eval": "measure a trained model, and write its report card",
     "tokenizer": "train a tokenizer, encode, decode, show its work",

@@ -26,7 +26,7 @@ from tinyllm.data.atomic import atomic_file
 from tinyllm.data.batches import IGNORE, Batch, Epochs, RandomWindows, validation_batches
 from tinyllm.data.clean import CleanConfig, Dropped, clean
 from tinyllm.data.contamination import Overlap, contamination
-from tinyllm.data.conversations import Conversation, holds_conversations, read_conversations
+from tinyllm.data.conversations import Conversation, append_conversation, holds_conversations, read_conversations
 from tinyllm.data.corpus import standard_library
 from tinyllm.data.curate import clean_into, deduplicate_into, describe_into
 from tinyllm.data.dedup import DedupConfig, Duplicates, deduplicate
@@ -55,6 +55,7 @@ __all__ = [
     "RandomWindows",
     "Shard",
     "ShardHeader",
+    "append_conversation",
     "atomic_file",
     "clean",
     "clean_into",

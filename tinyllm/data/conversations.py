@@ -1,9 +1,11 @@
 """Conversations from disk: a .jsonl file whose lines hold a list `messages` (see tokenizer/chat.py)."""
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinyllm.data.atomic import atomic_file
 from tinyllm.data.records import field_of, json_records
 from tinyllm.tokenizer.chat import Message, check_messages
 
@@ -45,3 +47,18 @@ def read_conversations(paths: Iterable[str | os.PathLike]) -> Iterator[Conversat
             yield Conversation(messages, f"{path}:{number}")
         if not number:
             raise ValueError(f"{path}: the file holds no conversation")
+
+
+def append_conversation(path: str | os.PathLike, messages: Sequence[Message]) -> None:
+    """Write a conversation as the last line of a .jsonl file, which is made where there is none.
+
+    Errors: ValueError for a name that does not end in .jsonl, so that nothing else is ever changed; OSError, with the file as it was.
+    """
+    path = Path(path)
+    if path.suffix != ".jsonl":
+        raise ValueError(f"{path}: conversations are kept in .jsonl files: give a name that ends in .jsonl")
+    before = path.read_bytes() if path.exists() else b""
+    if before and not before.endswith(b"\n"):
+        before += b"\n"
+    with atomic_file(path.resolve()) as file:  # what a link points to, not the link
+        file.write(before + json.dumps({"messages": list(messages)}, ensure_ascii=False).encode() + b"\n")

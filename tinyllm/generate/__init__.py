@@ -7,9 +7,11 @@
     beam.py        beam search
     text.py        prompts in, text out: whole characters, stop strings, reasons to end
     reply.py       the next message of a conversation
+    chat.py        a conversation that goes on
 """
 
 from tinyllm.generate.beam import Beam, beam_search
+from tinyllm.generate.chat import Chat
 from tinyllm.generate.decode import Decoding, Step, generate, generate_naive
 from tinyllm.generate.reply import replies, stream_replies
 from tinyllm.generate.samplers import SAMPLERS
@@ -17,6 +19,6 @@ from tinyllm.generate.settings import SamplingConfig
 from tinyllm.generate.text import Completion, Piece, complete, stream
 
 __all__ = [
-    "SAMPLERS", "Beam", "Completion", "Decoding", "Piece", "SamplingConfig", "Step", "beam_search", "complete", "generate", "generate_naive",
+    "SAMPLERS", "Beam", "Chat", "Completion", "Decoding", "Piece", "SamplingConfig", "Step", "beam_search", "complete", "generate", "generate_naive",
     "replies", "stream", "stream_replies",
 ]

@@ -12,13 +12,10 @@ def stream_replies(model, tokenizer: Tokenizer, conversations: Sequence[Sequence
                    first_row: int = 0) -> Iterator[Piece]:
     """The answers to several conversations at once, in pieces as they come (see `stream`).
 
-    A conversation that would leave no room for config.max_tokens in the model's context loses its oldest messages (see `shortened`), down
-    to half a context. Raises ValueError for a tokenizer without the chat's special tokens.
+    Of each the model sees what is `in_sight`. Raises ValueError for a tokenizer without the chat's special tokens.
     """
-    context, prompts = context_of(model), []
-    for messages in conversations:
-        kept = messages if context is None else shortened(tokenizer, messages, max(context - config.max_tokens, context // 2) - 1)
-        prompts.append((render(kept, prompt=True), encode_prompt(tokenizer, kept)))
+    seen = [in_sight(model, tokenizer, messages, config) for messages in conversations]
+    prompts = [(render(messages, prompt=True), encode_prompt(tokenizer, messages)) for messages in seen]
     return stream_encoded(model, tokenizer, prompts, config, end=tokenizer.special_tokens[END], first_row=first_row)
 
 
@@ -26,3 +23,12 @@ def replies(model, tokenizer: Tokenizer, conversations: Sequence[Sequence[Messag
             first_row: int = 0) -> list[Completion]:
     """The answers, whole. `reason` is "end_of_text" where the model ended its answer itself."""
     return completions(stream_replies(model, tokenizer, conversations, config, first_row=first_row))
+
+
+def in_sight(model, tokenizer: Tokenizer, messages: Sequence[Message], config: SamplingConfig) -> list[Message]:
+    """What the model sees of a conversation when it answers.
+
+    One that would leave no room for config.max_tokens in its context loses its oldest messages (see `shortened`), down to half a context.
+    """
+    context = context_of(model)
+    return list(messages) if context is None else shortened(tokenizer, messages, max(context - config.max_tokens, context // 2) - 1)

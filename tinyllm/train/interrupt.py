@@ -1,8 +1,10 @@
 """Ctrl-C, SIGTERM and a closed terminal (SIGHUP), turned into a wish that the loop grants after the current step, once everything is saved."""
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 class StopRequest:
@@ -16,8 +18,8 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[StopRequest]:
-    """Inside this block the first SIGINT, SIGTERM or SIGHUP only sets the request; a second one ends the process as usual.
+def stop_on_signal(kinds: Sequence[signal.Signals] = STOPPING) -> Iterator[StopRequest]:
+    """Inside this block the first signal of these kinds only sets the request; a second one ends the process as usual.
 
     What whoever started the process had it ignore stays ignored: SIGHUP under nohup, Ctrl-C for what a script runs in the background.
     Signals belong to the main thread; in any other the request simply never comes.
@@ -33,7 +35,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
         for kind, handler in before.items():
             signal.signal(kind, handler)
 
-    for kind in (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])):
+    for kind in kinds:
         if signal.getsignal(kind) is not signal.SIG_IGN:
             before[kind] = signal.signal(kind, handle)
     try:
