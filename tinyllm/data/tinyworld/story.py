@@ -17,11 +17,18 @@ MOVES = {1: 0.6, 2: 0.4}  # how often things are taken elsewhere
 
 @dataclass(frozen=True)
 class Story:
-    """A story with all that can be asked about it. key: who finds and moves what, and where; what is held out are these plots."""
+    """A story with all that can be asked about it: where, who and what colour, of one thing or the other.     exchanges : by that
+
+    key: who finds and moves what, and where; what is held out are these plots.
+    """
 
     text: str
-    exchanges: tuple[Exchange, ...]
+    exchanges: tuple[tuple[Exchange, ...], ...]
     key: str
+
+    def ask(self, draw: Draw, count: int) -> list[Exchange]:
+        """So many questions, no two of a kind, each about a thing of its own choice."""
+        return [draw.one_of(kind) for kind in draw.distinct(self.exchanges, count)]
 
 
 @dataclass
@@ -46,7 +53,7 @@ def tell(draw: Draw, size: int) -> Story:
         sentences.append(f"{draw.one_of(('Then', 'Later'))} {moved.person} took the {moved.thing} from the {before} to the {moved.room}.")
         plot.append(f"{moved.thing} {moved.room}")
     key = ", ".join(plot)
-    return Story(" ".join(sentences), tuple(exchange for find in finds for exchange in _questions(find, size, key)), key)
+    return Story(" ".join(sentences), tuple(zip(*(_questions(find, size, key) for find in finds), strict=True)), key)
 
 
 def _questions(find: _Find, size: int, key: str) -> list[Exchange]:

@@ -21,7 +21,7 @@ from tinyllm.data.tinyworld.story import tell
 from tinyllm.data.tinyworld.sums import draw_sum
 
 MIX = {"story": 0.3, "fact": 0.3, "quiz": 0.15, "sum": 0.2, "note": 0.05}  # shares of documents to pretrain on
-STORY_QUESTIONS = 4  # after a story that is plain text: most of what there is to learn from it lies in the answers
+STORY_QUESTIONS = 3  # after a story that is plain text: most of what there is to learn from it lies in the answers
 SPLITS = ("train", "test", "all")
 HELD_OUT = 0.1
 
@@ -159,7 +159,7 @@ class World:
     def _story(self, draw: Draw, split: str) -> Item:
         """A story, and so many of the questions about it, each with its answer."""
         story = self._of(split, draw, lambda: tell(draw, self.size))
-        asked = draw.distinct(story.exchanges, STORY_QUESTIONS)
+        asked = story.ask(draw, STORY_QUESTIONS)
         text = " ".join([story.text, *(exchange.text() for exchange in asked)])
         return Item("story", text, subject="stories", key=story.key)
 
@@ -192,7 +192,7 @@ class World:
     def _ask_story(self, draw: Draw, split: str, questions: int = 1) -> list[Exchange]:
         """Questions about a story, which is told with the first of them."""
         story = self._of(split, draw, lambda: tell(draw, self.size))
-        first, *others = draw.distinct(story.exchanges, questions)
+        first, *others = story.ask(draw, questions)
         return [replace(first, question=f"{story.text} {first.question}"), *others]
 
     def _ask(self, draw: Draw, topic: str, split: str) -> list[Exchange]:
@@ -227,7 +227,7 @@ class World:
             exchange = self._of("test", draw, lambda: draw_sum(draw, self.digits))
             return Item("sum", exchange.question, (_user(exchange.question), _assistant(exchange.full)), exchange.answer, "sums", key=exchange.key)
         story = self._of("test", draw, lambda: tell(draw, self.size))
-        exchange = draw.one_of(story.exchanges)
+        [exchange] = story.ask(draw, 1)
         asked = f"{story.text} {exchange.question}"
         messages = (_user(asked), _assistant(exchange.full))
         return Item("story", asked, messages, exchange.answer, "stories", key=story.key)
