@@ -26,9 +26,9 @@ class Story:
     exchanges: tuple[tuple[Exchange, ...], ...]
     key: str
 
-    def ask(self, draw: Draw, count: int) -> list[Exchange]:
-        """So many questions, no two of a kind, each about a thing of its own choice."""
-        return [draw.one_of(kind) for kind in draw.distinct(self.exchanges, count)]
+    def ask(self, draw: Draw, kinds: int, each: int = 1) -> list[Exchange]:
+        """Questions of so many kinds, one kind after the other, each about so many of the things."""
+        return [exchange for kind in draw.distinct(self.exchanges, kinds) for exchange in draw.distinct(kind, each)]
 
 
 @dataclass

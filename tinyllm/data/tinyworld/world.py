@@ -21,7 +21,7 @@ from tinyllm.data.tinyworld.story import tell
 from tinyllm.data.tinyworld.sums import draw_sum
 
 MIX = {"story": 0.3, "fact": 0.3, "quiz": 0.15, "sum": 0.2, "note": 0.05}  # shares of documents to pretrain on
-STORY_QUESTIONS = 3  # after a story that is plain text: most of what there is to learn from it lies in the answers
+STORY_QUESTIONS = 3, 2  # after a story that is plain text: kinds, and things of each. What is to be learned from it lies in the answers
 SPLITS = ("train", "test", "all")
 HELD_OUT = 0.1
 
@@ -157,9 +157,9 @@ class World:
     # ---- plain texts ----
 
     def _story(self, draw: Draw, split: str) -> Item:
-        """A story, and so many of the questions about it, each with its answer."""
+        """A story, and all questions about it, each with its answer."""
         story = self._of(split, draw, lambda: tell(draw, self.size))
-        asked = story.ask(draw, STORY_QUESTIONS)
+        asked = story.ask(draw, *STORY_QUESTIONS)
         text = " ".join([story.text, *(exchange.text() for exchange in asked)])
         return Item("story", text, subject="stories", key=story.key)
 
