@@ -20,7 +20,7 @@ def tasks():
 
 def test_tasks_and_subjects(tasks):
     kinds = {name: task.kind for name, task in tasks.items()}
-    assert kinds == {"tinyworld texts": Passage, "knowledge": Question, "stories": Problem, "sums": Problem}
+    assert kinds == {"tinyworld texts": Passage, "knowledge": Question, "stories": Problem, "sums": Problem, "preferences": Question}
     assert {q.subject for q in tasks["knowledge"].items} == {"animals", "people", "places", "things"}
     assert all(len(q.choices) == 4 for q in tasks["knowledge"].items) and len({q.answer for q in tasks["knowledge"].items}) == 4
     assert len(tasks["stories"].items) == len(tasks["sums"].items) == 20
@@ -41,7 +41,7 @@ def test_prompts_are_what_training_texts_look_like(tasks):
     tokenizer = BPETokenizer([], special_tokens=SPECIAL)
     question = tasks["knowledge"].items[0]
     context, answer = Plain(tokenizer).pair(question, question.solution)
-    assert tokenizer.decode(context + answer) == f"<|endoftext|>Question: {question.turn} Answer: {question.solution}"
+    assert tokenizer.decode(context + answer) == f"<|endoftext|>{question.turn} {question.solution}"
     assert tokenizer.decode(Chat(tokenizer).prompt(question)) == f"<|user|>{question.turn}<|end|><|assistant|>"
 
 

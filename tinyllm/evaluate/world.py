@@ -5,6 +5,7 @@ from tinyllm.data.tinyworld import Item, World, final_answer
 from tinyllm.evaluate.tasks import Passage, Problem, Question, Task
 
 TEXTS = 400
+ENDS = {"stories": ("\n", "."), "sums": ("\n",)}  # a text goes on with the next question about the same story; a sum is worked out in sentences
 
 
 def world_tasks(world: World, count: int = 200, texts: int = TEXTS) -> tuple[Task, ...]:
@@ -20,7 +21,7 @@ def world_tasks(world: World, count: int = 200, texts: int = TEXTS) -> tuple[Tas
 def preference_task(world: World, count: int = 200) -> Task:
     """Held-out pairs, by what is wrong with the rejected reply: right is who takes the preferred one to be likelier."""
     return Task("preferences", tuple(
-        Question(f"Question: {pair.prompt[-1]['content']} Answer:", (pair.chosen, pair.rejected), 0, pair.fault, pair.prompt[-1]["content"])
+        Question(pair.prompt[-1]["content"], (pair.chosen, pair.rejected), 0, pair.fault, pair.prompt[-1]["content"])
         for pair in world.preferences(count, split="test")))  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def examination(suite: Mapping[str, Iterable[Item]]) -> tuple[Task, ...]:
             else:
                 free.setdefault(subject, []).append(Problem(item.text, reply, item.answer, turn=turn))
     tasks = [Task("knowledge", tuple(known))] if known else []
-    return (*tasks, *(Task(subject, tuple(problems), verifier=same_answer) for subject, problems in free.items()))
+    return (*tasks, *(Task(subject, tuple(problems), verifier=same_answer, stop=ENDS[subject]) for subject, problems in free.items()))
 
 
 def same_answer(written: str, expected: str) -> bool:

@@ -38,10 +38,10 @@ class Attention(Module):
     def __init__(self, config, *, rng, dtype=np.float32):
         C, D, G = config.width, config.head_width, config.kv_heads
         options = dict(rng=rng, bias=config.bias, precision=config.precision, dtype=dtype)
-        self.query = Linear(C, C, **options)
-        self.key = Linear(C, G * D, **options)
-        self.value = Linear(C, G * D, **options)
-        self.output = Linear(C, C, std=0.02 / np.sqrt(2 * config.layers), **options)  # GPT-2's scaling of residual outputs
+        self.query = Linear(C, C, std=config.init_std, **options)
+        self.key = Linear(C, G * D, std=config.init_std, **options)
+        self.value = Linear(C, G * D, std=config.init_std, **options)
+        self.output = Linear(C, C, std=config.init_std / np.sqrt(2 * config.layers), **options)  # GPT-2's scaling of residual outputs
         norm = dict(eps=config.norm_eps, precision=config.precision, dtype=dtype)
         self.query_norm = RMSNorm(D, **norm) if config.qk_norm else None
         self.key_norm = RMSNorm(D, **norm) if config.qk_norm else None

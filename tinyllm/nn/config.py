@@ -42,6 +42,8 @@ class TransformerConfig:
     )
     rope_factor: float = setting(1.0, "how many times longer the context is than in the original training, for --rope-scaling", minimum=1)
     dropout: float = setting(0.0, "share of values dropped in training, on embeddings and on each part's result", minimum=0, maximum=0.99)
+    init_std: float = setting(0.02, "standard deviation of the first weights; in narrow models about 1/sqrt(width)", minimum=0)
+    embedding_std: float | None = setting(None, "that of the token vectors (default: --init-std)", minimum=0)
     norm_eps: float = setting(1e-5, "added to the variance in norms", minimum=0)
     attention: str = setting("naive", "tiled: memory linear in the context; naive: the definition", choices=("naive", "tiled"))
     recompute: bool = setting(False, "keep only each block's input and compute its activations again in the backward: less memory")
@@ -53,7 +55,8 @@ class TransformerConfig:
         known = {k: v for k, v in ARCHITECTURES[self.arch].items() if getattr(self, k) is None}
         config = dataclasses.replace(self, **known)
         width = config.mlp_width or (-(-8 * config.width // 3) + 7) // 8 * 8 if config.mlp in GATED else config.mlp_width or 4 * config.width
-        config = dataclasses.replace(config, kv_heads=config.kv_heads or config.heads, mlp_width=width)
+        config = dataclasses.replace(config, kv_heads=config.kv_heads or config.heads, mlp_width=width,
+                                     embedding_std=config.init_std if config.embedding_std is None else config.embedding_std)  # fmt: skip
         if config.width % config.heads:
             raise ValueError(f"--heads {config.heads} does not divide --width {config.width}: choose a multiple of the heads as width")
         if config.heads % config.kv_heads:

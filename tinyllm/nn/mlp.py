@@ -13,8 +13,8 @@ class MLP(Module):
 
     def __init__(self, config, *, rng, dtype=np.float32):
         options = dict(rng=rng, bias=config.bias, precision=config.precision, dtype=dtype)
-        self.up = Linear(config.width, config.mlp_width, **options)
-        self.down = Linear(config.mlp_width, config.width, std=0.02 / np.sqrt(2 * config.layers), **options)
+        self.up = Linear(config.width, config.mlp_width, std=config.init_std, **options)
+        self.down = Linear(config.mlp_width, config.width, std=config.init_std / np.sqrt(2 * config.layers), **options)
         self.activation = ACTIVATIONS[config.mlp]
         self.stored = storage(config.precision)
 
@@ -27,9 +27,9 @@ class GatedMLP(Module):
 
     def __init__(self, config, *, rng, dtype=np.float32):
         options = dict(rng=rng, bias=config.bias, precision=config.precision, dtype=dtype)
-        self.gate = Linear(config.width, config.mlp_width, **options)
-        self.up = Linear(config.width, config.mlp_width, **options)
-        self.down = Linear(config.mlp_width, config.width, std=0.02 / np.sqrt(2 * config.layers), **options)
+        self.gate = Linear(config.width, config.mlp_width, std=config.init_std, **options)
+        self.up = Linear(config.width, config.mlp_width, std=config.init_std, **options)
+        self.down = Linear(config.mlp_width, config.width, std=config.init_std / np.sqrt(2 * config.layers), **options)
         self.activation = ACTIVATIONS[config.mlp]
         self.stored = storage(config.precision)
 

@@ -17,6 +17,6 @@ class Exchange:
         """The right reply, "full" or "curt"."""
         return self.full if style == "full" else f"{self.answer}."
 
-    def prompt(self, before: str = "") -> str:
-        """As plain text, up to where " " and the reply follow."""
-        return f"{before}Question: {self.question} Answer:"
+    def text(self, style: str = "full") -> str:
+        """Question and right reply in a text."""
+        return f"{self.question} {self.reply(style)}"

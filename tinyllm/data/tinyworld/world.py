@@ -21,7 +21,7 @@ from tinyllm.data.tinyworld.story import tell
 from tinyllm.data.tinyworld.sums import draw_sum
 
 MIX = {"story": 0.3, "fact": 0.3, "quiz": 0.15, "sum": 0.2, "note": 0.05}  # shares of documents to pretrain on
-STORY_QUESTIONS = 3  # after a story that is plain text: most of what there is to learn from it lies in the answers
+STORY_QUESTIONS = 3, 2  # after a story that is plain text: kinds, and things of each. What is to be learned from it lies in the answers
 SPLITS = ("train", "test", "all")
 HELD_OUT = 0.1
 
@@ -157,10 +157,10 @@ class World:
     # ---- plain texts ----
 
     def _story(self, draw: Draw, split: str) -> Item:
-        """A story, and so many of the questions about it, each with its answer."""
+        """A story, and all questions about it, each with its answer."""
         story = self._of(split, draw, lambda: tell(draw, self.size))
-        asked = draw.distinct(story.exchanges, STORY_QUESTIONS)
-        text = " ".join([story.text, *(f"{exchange.prompt()} {exchange.full}" for exchange in asked)])
+        asked = story.ask(draw, *STORY_QUESTIONS)
+        text = " ".join([story.text, *(exchange.text() for exchange in asked)])
         return Item("story", text, subject="stories", key=story.key)
 
     def _fact(self, draw: Draw, split: str) -> Item:
@@ -169,12 +169,11 @@ class World:
 
     def _quiz(self, draw: Draw, split: str) -> Item:
         exchange = self._ask_fact(draw)
-        return Item("quiz", f"{exchange.prompt()} {exchange.full}", answer=exchange.answer, subject=exchange.subject)
+        return Item("quiz", exchange.text(), answer=exchange.answer, subject=exchange.subject)
 
     def _sum(self, draw: Draw, split: str) -> Item:
         exchange = self._of(split, draw, lambda: draw_sum(draw, self.digits))
-        text = f"{exchange.prompt()} {exchange.reply(draw.branch(STYLES['']))}"
-        return Item("sum", text, answer=exchange.answer, subject="sums", key=exchange.key)
+        return Item("sum", exchange.text(draw.branch(STYLES[""])), answer=exchange.answer, subject="sums", key=exchange.key)
 
     def _note(self, draw: Draw, split: str) -> Item:
         def make() -> Item:
@@ -193,7 +192,7 @@ class World:
     def _ask_story(self, draw: Draw, split: str, questions: int = 1) -> list[Exchange]:
         """Questions about a story, which is told with the first of them."""
         story = self._of(split, draw, lambda: tell(draw, self.size))
-        first, *others = draw.distinct(story.exchanges, questions)
+        first, *others = story.ask(draw, questions)
         return [replace(first, question=f"{story.text} {first.question}"), *others]
 
     def _ask(self, draw: Draw, topic: str, split: str) -> list[Exchange]:
@@ -221,16 +220,17 @@ class World:
         exchange = fact.exchange(self._examined_wording(fact))
         choices = draw.distinct([exchange.full, *draw.distinct(exchange.wrong, 3)], 4)
         messages = (_user(exchange.question), _assistant(exchange.full))
-        return Item("fact", exchange.prompt(), messages, exchange.answer, exchange.subject, tuple(choices))
+        return Item("fact", exchange.question, messages, exchange.answer, exchange.subject, tuple(choices))
 
     def _free_question(self, draw: Draw, subject: str) -> Item:
         if subject == "sums":
             exchange = self._of("test", draw, lambda: draw_sum(draw, self.digits))
-            return Item("sum", exchange.prompt(), (_user(exchange.question), _assistant(exchange.full)), exchange.answer, "sums", key=exchange.key)
+            return Item("sum", exchange.question, (_user(exchange.question), _assistant(exchange.full)), exchange.answer, "sums", key=exchange.key)
         story = self._of("test", draw, lambda: tell(draw, self.size))
-        exchange = draw.one_of(story.exchanges)
-        messages = (_user(f"{story.text} {exchange.question}"), _assistant(exchange.full))
-        return Item("story", exchange.prompt(f"{story.text} "), messages, exchange.answer, "stories", key=story.key)
+        [exchange] = story.ask(draw, 1)
+        asked = f"{story.text} {exchange.question}"
+        messages = (_user(asked), _assistant(exchange.full))
+        return Item("story", asked, messages, exchange.answer, "stories", key=story.key)
 
 
 def _user(content: str) -> Message:
