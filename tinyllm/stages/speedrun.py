@@ -33,7 +33,9 @@ from tinyllm.train.config import RunConfig, TrainConfig
 from tinyllm.train.run import Run
 
 SECONDS = {"text": 20, "pretrain": 270, "classify": 30, "instruct": 70, "dpo": 40, "grpo": 100}  # each with its evaluation, on two cores
-PAGES, DIALOGUES, PAIRS, SUMS, NOTES = 5000, 12000, 2000, 2000, 200
+PAGES, DIALOGUES, PAIRS, SUMS, NOTES = 7000, 20000, 2000, 2000, 200
+VOCAB_SIZE = 704
+MODEL = TransformerConfig(layers=3, heads=4, width=128, context=128, qk_norm=True, init_std=128**-0.5, embedding_std=0.5)
 CHAIN = ("pretrain", "instruct", "dpo", "grpo")  # each begins from the one before; the others are asides
 LEARNED = {"fine-tuned": HeadConfig(), "frozen": HeadConfig(learn_blocks=0), "from scratch": HeadConfig(scratch=True)}
 
@@ -191,13 +193,13 @@ class Speedrun:
         c = self.config
         if name == "pretrain":
             return PretrainConfig(
-                data=DataConfig(data=(str(self.texts / "text.jsonl"),), vocab_size=768, pack=True, val_fraction=0.02),
-                model=TransformerConfig(layers=4, heads=5, width=160, context=192),
-                train=TrainConfig(batch=8, steps=self._steps(2400), lr=4e-3, seed=c.seed),
+                data=DataConfig(data=(str(self.texts / "text.jsonl"),), vocab_size=VOCAB_SIZE, pack=True, val_fraction=0.02),
+                model=MODEL,
+                train=TrainConfig(batch=8, steps=self._steps(4500), lr=3e-3, seed=c.seed),
             )
         if name == "instruct":
             data = ConversationsConfig(**self._files("conversations", c.conversations))
-            return InstructConfig(base=self._before(name), data=data, train=TuneTrainConfig(batch=8, steps=self._steps(500), lr=1e-3, seed=c.seed))
+            return InstructConfig(base=self._before(name), data=data, train=TuneTrainConfig(batch=8, steps=self._steps(1000), lr=1.5e-3, seed=c.seed))
         if name == "dpo":
             return DPOConfig(base=self._before(name), data=PairsConfig(**self._files("pairs", c.pairs)), preference=PreferenceConfig(beta=0.1),
                              train=PreferenceTrainConfig(batch=16, steps=self._steps(100), lr=1e-4, seed=c.seed))  # fmt: skip

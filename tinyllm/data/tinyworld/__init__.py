@@ -4,7 +4,7 @@ draw.py         chance: one object through which every choice goes, so that a te
 words.py        the names, things and places that there are
 exchange.py     a question and what can be replied to it
 facts.py        what is true in this world, by subject, and how it is said and asked
-story.py        somebody finds something and takes it elsewhere; then a question
+story.py        somebody finds something, takes it elsewhere, and meets somebody; then questions
 sums.py         sums with their carries written out
 notes.py        messages, some of them spam
 items.py        what comes out: Item, Preference, their form on disk, and the answer at the end of a reply

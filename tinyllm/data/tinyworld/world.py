@@ -21,7 +21,7 @@ from tinyllm.data.tinyworld.story import tell
 from tinyllm.data.tinyworld.sums import draw_sum
 
 MIX = {"story": 0.3, "fact": 0.3, "quiz": 0.15, "sum": 0.2, "note": 0.05}  # shares of documents to pretrain on
-STORY_QUESTIONS = 3, 2  # after a story that is plain text: kinds, and things of each. What is to be learned from it lies in the answers
+STORY_QUESTIONS = 3  # after a story that is plain text: most of what there is to learn from it lies in the answers
 SPLITS = ("train", "test", "all")
 HELD_OUT = 0.1
 
@@ -157,9 +157,9 @@ class World:
     # ---- plain texts ----
 
     def _story(self, draw: Draw, split: str) -> Item:
-        """A story, and all questions about it, each with its answer."""
+        """A story, and so many of the questions about it, each with its answer."""
         story = self._of(split, draw, lambda: tell(draw, self.size))
-        asked = story.ask(draw, *STORY_QUESTIONS)
+        asked = draw.distinct(story.exchanges, STORY_QUESTIONS)
         text = " ".join([story.text, *(exchange.text() for exchange in asked)])
         return Item("story", text, subject="stories", key=story.key)
 
@@ -192,7 +192,7 @@ class World:
     def _ask_story(self, draw: Draw, split: str, questions: int = 1) -> list[Exchange]:
         """Questions about a story, which is told with the first of them."""
         story = self._of(split, draw, lambda: tell(draw, self.size))
-        first, *others = story.ask(draw, questions)
+        first, *others = draw.distinct(story.exchanges, questions)
         return [replace(first, question=f"{story.text} {first.question}"), *others]
 
     def _ask(self, draw: Draw, topic: str, split: str) -> list[Exchange]:
@@ -227,7 +227,7 @@ class World:
             exchange = self._of("test", draw, lambda: draw_sum(draw, self.digits))
             return Item("sum", exchange.question, (_user(exchange.question), _assistant(exchange.full)), exchange.answer, "sums", key=exchange.key)
         story = self._of("test", draw, lambda: tell(draw, self.size))
-        [exchange] = story.ask(draw, 1)
+        exchange = draw.one_of(story.exchanges)
         asked = f"{story.text} {exchange.question}"
         messages = (_user(asked), _assistant(exchange.full))
         return Item("story", asked, messages, exchange.answer, "stories", key=story.key)
