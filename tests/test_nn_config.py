@@ -53,7 +53,7 @@ def test_the_small_llama_has_at_most_800_000_parameters():
     (dict(kv_heads=4), "--kv-heads 4 does not divide --heads 5: query heads must share evenly"),
     (dict(kv_heads=10), "--kv-heads 10 does not divide --heads 5: query heads must share evenly"),
     (dict(heads=32), "--positions rope turns pairs, but width / heads is 5: it must be even"),
-    (dict(arch="gtp2"), "--arch is 'gtp2': it takes gpt2, llama; did you mean gpt2?"),
+    (dict(arch="gtp2"), "--arch is 'gtp2': it takes gpt2, llama, bert; did you mean gpt2?"),
     (dict(mlp="swigu"), "--mlp is 'swigu': it takes gelu, gelu_tanh, relu, relu2, silu, swiglu, geglu; did you mean swiglu?"),
     (dict(positions="rotary"), "--positions is 'rotary': it takes learned, sinusoidal, rope, alibi, none"),
     (dict(norm_placement="middle"), "--norm-placement is 'middle': it takes pre, post"),

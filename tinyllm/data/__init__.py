@@ -20,6 +20,7 @@ conversations.py, labelled.py   messages for instruction tuning, texts with labe
 rows.py      examples in an order of their own for each epoch, padded to a rectangle
 packing.py   documents of different lengths -> rows, best fit; batches of them
 batches.py   tokens -> arrays (B, T): random windows, epochs, one pass over the validation part
+sentences.py, masking.py   for an encoder: pairs of sentences, and rows with masked tokens
 show.py      rows made visible: what is trained on, documents, padding
 """
 from tinyllm.data.atomic import atomic_file
@@ -31,8 +32,10 @@ from tinyllm.data.corpus import standard_library
 from tinyllm.data.curate import clean_into, deduplicate_into, describe_into
 from tinyllm.data.dedup import DedupConfig, Duplicates, deduplicate
 from tinyllm.data.labelled import Labelled, label_names, read_labelled
+from tinyllm.data.masking import MaskedBatch, MaskedBatches
 from tinyllm.data.packing import PackedRows, pack
 from tinyllm.data.prepare import PreparedData, open_prepared, prepare
+from tinyllm.data.sentences import Passages, SentencePairs, encode_sentences, split_sentences
 from tinyllm.data.shards import Shard, ShardHeader, open_shard, token_dtype, write_shard
 from tinyllm.data.show import show, text_rows
 from tinyllm.data.split import split
@@ -50,9 +53,13 @@ __all__ = [
     "Epochs",
     "Overlap",
     "Labelled",
+    "MaskedBatch",
+    "MaskedBatches",
     "PackedRows",
+    "Passages",
     "PreparedData",
     "RandomWindows",
+    "SentencePairs",
     "Shard",
     "ShardHeader",
     "append_conversation",
@@ -63,6 +70,7 @@ __all__ = [
     "deduplicate",
     "deduplicate_into",
     "describe_into",
+    "encode_sentences",
     "holds_conversations",
     "label_names",
     "open_prepared",
@@ -74,6 +82,7 @@ __all__ = [
     "read_labelled",
     "show",
     "split",
+    "split_sentences",
     "standard_library",
     "text_rows",
     "token_dtype",

@@ -18,6 +18,7 @@ class Surroundings:
 
     rotation : RoPE's (cos, sin), or None.        cache : keys and values of earlier tokens, or None.
     documents : (B, T) document of each token, or None.        rng : generator for dropout; None outside training.
+    causal : whether a token sees none of those after it.
     notes : what a kernel made of these for one block, for the next ones to find.
     """
 
@@ -25,11 +26,12 @@ class Surroundings:
     cache: KVCache | None = None
     documents: np.ndarray | None = None
     rng: np.random.Generator | None = None
+    causal: bool = True
     notes: dict = field(default_factory=dict)
 
 
 class Attention(Module):
-    """Causal self-attention with H query heads and G key/value heads.     (B, T, C) -> (B, T, C)
+    """Self-attention with H query heads and G key/value heads.     (B, T, C) -> (B, T, C)
 
         q = x·Wq    k = x·Wk    v = x·Wv    split into heads of width D = C/H, normalised (qk_norm) and turned (RoPE)
         y = attention(q, k, v)·Wo
@@ -60,7 +62,8 @@ class Attention(Module):
         if around.cache is not None:
             k, v, offset = around.cache.layers[layer].append(k, v)
             padding = around.cache.padding_mask(k.shape[2], T)
-        y = self.stored(self.attend(q, k, v, padding, around.documents, self.slopes, offset=offset, **self.settings))
+        seen = dict(causal=around.causal, offset=offset, **self.settings)
+        y = self.stored(self.attend(q, k, v, padding, around.documents, self.slopes, **seen))
         return self.output(y.swapaxes(1, 2).reshape(B, T, C), around.rng)
 
     def _heads(self, x):

@@ -9,11 +9,12 @@ from tinyllm.gradcheck import Report, gradcheck
 from tinyllm.nn.attention import Attention, Surroundings
 from tinyllm.nn.classifier import Classifier
 from tinyllm.nn.config import TransformerConfig
+from tinyllm.nn.encoder import Encoder, MaskedLanguageModel
 from tinyllm.nn.layers import Embedding, LayerNorm, Linear, RMSNorm
 from tinyllm.nn.lora import LoRAConfig, LoRALinear
 from tinyllm.nn.mlp import MLP, GatedMLP
 from tinyllm.nn.module import Module
-from tinyllm.nn.transformer import Block, Transformer
+from tinyllm.nn.transformer import Block, Stack, Transformer
 
 TINY = dict(vocab_size=7, layers=2, heads=4, width=8, mlp_width=5, context=6)
 
@@ -68,6 +69,35 @@ def _transformer(label, **changes):
     return LayerCase(Transformer, label, lambda rng: Transformer(_config(**changes), rng, np.float64), (), loss)
 
 
+def _stack(label, **changes):
+    return LayerCase(
+        Stack, label, lambda rng: Stack(_config(layers=1, **changes), rng, np.float64), ((2, 3, 8),),
+        lambda stack, x: stack.stack(x, Surroundings(causal=False)),
+    )  # fmt: skip
+
+
+def _encoded():
+    """ids, segments and documents: two sentences, and in the second row one place of padding."""
+    ids = np.random.RandomState(0).randint(0, TINY["vocab_size"], (2, 5))
+    return ids, dict(segments=np.array([[0, 0, 0, 1, 1], [0, 0, 1, 1, 0]]), documents=np.array([[0, 0, 0, 0, 0], [0, 0, 0, 0, -1]]))
+
+
+def _encoder(label, **changes):
+    ids, around = _encoded()
+    config = _config(arch="bert", heads=2, width=4, **changes)
+    return LayerCase(Encoder, label, lambda rng: Encoder(config, rng, np.float64), (), lambda model: model.hidden(ids, **around))
+
+
+def _masked(label, **changes):
+    ids, around = _encoded()
+    config = _config(arch="bert", layers=1, heads=2, width=4, **changes)
+
+    def scores(model):
+        return ops.concatenate(*(scores.reshape(-1) for scores in model(ids, **around)))
+
+    return LayerCase(MaskedLanguageModel, label, lambda rng: MaskedLanguageModel(config, rng, np.float64), (), scores)
+
+
 def _lora(label, **choices):
     """With everything learned, the weight that LoRA freezes too, and the same dropout in every call."""
     config = LoRAConfig(**(dict(rank=2, alpha=3.0) | choices))
@@ -111,6 +141,11 @@ LAYERS: tuple[LayerCase, ...] = (
     _lora("no bias, dropout", adapter_dropout=0.3),
     _lora("DoRA, dropout", adapter_dropout=0.3, dora=True),
     *(_classifier(pooling) for pooling in ("last", "first", "mean")),
+    _stack("pre-norm, both ways", arch="gpt2", positions="none"),
+    _encoder("post-norm"),
+    _encoder("pre-norm, RoPE", norm_placement="pre", positions="rope"),
+    _masked("tied"),
+    _masked("untied", tie=False),
     _transformer("gpt2", arch="gpt2", heads=2, width=4),
     _transformer("llama", heads=2, kv_heads=1, width=4),
     _transformer("llama, untied, QK norm", tie=False, qk_norm=True),

@@ -7,8 +7,9 @@ from tinyllm.config import check, setting
 from tinyllm.ops import RopeScaling
 
 ARCHITECTURES = {
-    "gpt2": dict(norm="layernorm", positions="learned", mlp="gelu_tanh", bias=True, tie=True, qk_norm=False),
-    "llama": dict(norm="rmsnorm", positions="rope", mlp="swiglu", bias=False, tie=True, qk_norm=False),
+    "gpt2": dict(norm="layernorm", norm_placement="pre", positions="learned", mlp="gelu_tanh", bias=True, tie=True, qk_norm=False),
+    "llama": dict(norm="rmsnorm", norm_placement="pre", positions="rope", mlp="swiglu", bias=False, tie=True, qk_norm=False),
+    "bert": dict(norm="layernorm", norm_placement="post", positions="learned", mlp="gelu", bias=True, tie=True, qk_norm=False),
 }
 GATED = ("swiglu", "geglu")
 PLAIN = ("gelu", "gelu_tanh", "relu", "relu2", "silu")
@@ -17,7 +18,7 @@ POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "none")
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Shapes and choices of a decoder. Fields that are None follow from others; `resolved()` fills them in."""
+    """Shapes and choices of a decoder or encoder. Fields that are None follow from others; `resolved()` fills them in."""
 
     vocab_size: int = 256
     arch: str = setting("llama", "the combination that the choices below default to", choices=tuple(ARCHITECTURES))
@@ -28,7 +29,9 @@ class TransformerConfig:
     mlp_width: int | None = setting(None, "inner width of the MLP (default: 4 x width; gated: 8/3 x width, rounded up to 8)", minimum=1)
     context: int = setting(128, "longest sequence, in tokens", minimum=1)
     norm: str | None = setting(None, "normalisation (default: by --arch)", choices=("layernorm", "rmsnorm"))
-    norm_placement: str = setting("pre", "normalise before each part (pre) or after adding its result (post)", choices=("pre", "post"))
+    norm_placement: str | None = setting(
+        None, "normalise before each part (pre) or after adding its result (post) (default: by --arch)", choices=("pre", "post")
+    )
     positions: str | None = setting(None, "how positions enter (default: by --arch)", choices=POSITIONS)
     mlp: str | None = setting(None, "MLP activation; swiglu and geglu are gated (default: by --arch)", choices=(*PLAIN, *GATED))
     bias: bool | None = setting(None, "biases in linear maps and norms (default: by --arch)")

@@ -72,7 +72,7 @@ def _of_all_layers(around, T, a):
     key = (T, window, heads)
     if key not in around.notes:
         turned = around.rotation and rope.tables(*around.rotation, heads)
-        around.notes[key] = attention.sight(T, around.documents, window=window), turned
+        around.notes[key] = attention.sight(T, around.documents, causal=around.causal, window=window), turned
     return around.notes[key]
 
 

@@ -70,6 +70,7 @@ def _fits(module, around, x) -> bool:
         and len({linear.bias is None for linear in (a.query, a.key, a.value)}) == 1
         and not (module.dropout and around.rng is not None)
         and around.cache is None
+        and around.causal
         and a.slopes is None
         and a.query_norm is None
         and a.settings["softcap"] is None
