@@ -126,7 +126,7 @@ OPTIONS = {
     "--minutes 0": "--minutes is 0.0: it must be at least 0.01",
     "--minutes 1e308": "--minutes is 1e+308: it must be at most 1000000.0",
     "--schedule cosin": "--schedule is 'cosin': it takes cosine, linear, constant, wsd; did you mean cosine?",
-    "--arch bert": "--arch is 'bert': it takes gpt2, llama",
+    "--arch elmo": "--arch is 'elmo': it takes gpt2, llama, bert",
     "--precision fp8": "--precision is 'fp8': it takes fp32, bf16, fp16",
     "--heads 3": "--heads 3 does not divide --width 16",
     "--heads 4 --kv-heads 3": "--kv-heads 3 does not divide --heads 4",

@@ -185,7 +185,7 @@ def test_a_run(capsys, tmp_path):
     ("--heads 6", "--heads 6 does not divide --width 160"),
     ("--heads 32", "--positions rope turns pairs, but width / heads is 5: it must be even"),
     ("--kv-heads 4", "--kv-heads 4 does not divide --heads 5"),
-    ("--arch lama", "--arch is 'lama': it takes gpt2, llama; did you mean llama?"),
+    ("--arch lama", "--arch is 'lama': it takes gpt2, llama, bert; did you mean llama?"),
     ("--layers 0", "--layers is 0: it must be at least 1"),
     ("--vocab-size 0", "--vocab-size is 0: it must be at least 1"),
     ("--batch -1", "--batch is -1: it must be at least 1"),

@@ -11,7 +11,7 @@ may be wrong, and what it is must be told from the others. Source: Devlin et al.
 Masks are drawn anew for every step, so that a text is masked differently each time (Liu et al. 2019, "RoBERTa").
 """
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -66,6 +66,10 @@ class MaskedBatch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def restored(self) -> "MaskedBatch":
+        """The same rows as they were, with all their tokens readable."""
+        return replace(self, ids=np.where(self.targets == IGNORE, self.ids, self.targets))
 
     def part(self, number: int, count: int) -> "MaskedBatch":
         """One of `count` parts: neighbouring rows, as evenly shared out as can be. Processes get parts, and micro-batches are parts."""

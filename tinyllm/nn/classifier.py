@@ -7,6 +7,8 @@ from tinyllm.nn.layers import Linear
 from tinyllm.nn.module import Module
 from tinyllm.tensor import Tensor
 
+PADDING = -1  # the number of the document that padding makes up: no text has it
+
 
 def _last(hidden: Tensor, lengths: np.ndarray) -> Tensor:
     return hidden[array_module(hidden.data).arange(len(lengths)), array_module(hidden.data).asarray(lengths - 1)]
@@ -17,9 +19,13 @@ def _first(hidden: Tensor, lengths: np.ndarray) -> Tensor:
 
 
 def _mean(hidden: Tensor, lengths: np.ndarray) -> Tensor:
-    inside = np.arange(hidden.shape[1]) < lengths[:, None]
-    share = (inside / lengths[:, None]).astype(hidden.dtype)
+    share = (inside(hidden.shape[1], lengths) / lengths[:, None]).astype(hidden.dtype)
     return (hidden * array_module(hidden.data).asarray(share)[:, :, None]).sum(axis=1)
+
+
+def inside(width: int, lengths: np.ndarray) -> np.ndarray:
+    """True where a row is text, false where it is padding.     (B,) -> (B, width)"""
+    return np.arange(width) < lengths[:, None]
 
 
 POOLINGS = {"last": _last, "first": _first, "mean": _mean}  # (B, T, C), (B,) -> (B, C)
@@ -33,7 +39,7 @@ class Classifier(Module):
     In a decoder only the last token has seen the whole text, and the first has seen nothing but itself: "first" is for encoders.
     The head starts at 0: all classes are equally likely, whatever the model says.
 
-    model : what has `hidden` and `embedding`, such as Transformer; texts are padded on the right, which no real token of a decoder sees.
+    model : a Transformer or an Encoder. Texts are padded on the right, which no real token of a decoder sees, and an encoder is told of.
     Raises ValueError for fewer than two classes or an unknown pooling.
     """
 
@@ -49,4 +55,5 @@ class Classifier(Module):
 
     def forward(self, ids: np.ndarray, lengths: np.ndarray, rng: np.random.Generator | None = None) -> Tensor:
         """lengths : tokens of each text; what comes after them is padding.     rng : given in training, draws dropout."""
-        return self.head(self.pool(self.model.hidden(ids, rng=rng), lengths))
+        texts = None if self.model.causal else np.where(inside(ids.shape[1], lengths), 0, PADDING)
+        return self.head(self.pool(self.model.hidden(ids, documents=texts, rng=rng), lengths))

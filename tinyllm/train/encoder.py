@@ -30,14 +30,17 @@ OBJECTIVES = {"mlm": mlm_loss, "mlm+nsp": mlm_nsp_loss}
 
 
 def masked_metrics(model: MaskedLanguageModel, batches: Iterable[MaskedBatch]) -> dict[str, float]:
-    """mlm_accuracy: the share of masked tokens that are the likeliest; nsp_accuracy: of pairs whose label is. NaN where there is none."""
+    """mlm_accuracy: how many of the masked tokens are told right; nsp_accuracy: of the pairs, as they were before tokens were masked.
+
+    Shares from 0 to 1; NaN where there is nothing to tell.
+    """
     right, total = np.zeros(2), np.zeros(2)
     with no_grad():
         for batch in batches:
-            hidden = _hidden(model, batch, None)
             places, targets = _masked(batch)
-            guesses = (_at(model, hidden, places), model.sentence_scores(hidden))
-            for i, (scores, truth) in enumerate(zip(guesses, (targets, batch.labels), strict=True)):
+            masked = _at(model, _hidden(model, batch, None), places)
+            sentences = model.sentence_scores(_hidden(model, batch.restored(), None))
+            for i, (scores, truth) in enumerate(((masked, targets), (sentences, batch.labels))):
                 right[i] += np.count_nonzero(to_numpy(scores.data.argmax(-1)) == truth)
                 total[i] += len(truth)
     share = np.divide(right, total, out=np.full(2, np.nan), where=total > 0)
