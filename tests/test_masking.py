@@ -6,7 +6,7 @@ import pytest
 
 from tinyllm.data import IGNORE, Document, MaskedBatches, Passages, SentencePairs, encode_sentences, split_sentences
 from tinyllm.data.masking import RATE, corrupt
-from tinyllm.data.sentences import IS_NEXT, IS_RANDOM
+from tinyllm.data.sentences import IS_NEXT, IS_RANDOM, sentence_pieces, stored_sentences
 from tinyllm.data.tinyworld import World
 from tinyllm.tokenizer import CharTokenizer
 
@@ -56,6 +56,17 @@ def test_what_says_nothing_is_left_out():
 
 
 # ---- pairs ----
+
+def test_sentences_on_disk():
+    texts = [Document("ab. c.", "a"), Document("", "b"), Document("d", "d"), Document("e. f. g.", "e")]
+    pieces = list(sentence_pieces(texts, LETTERS, None))
+    sep = LETTERS.sep
+    assert [(ids.tolist(), size) for ids, size in pieces[:2]] == [([2, 3, 1, sep, 4, 1, sep, sep], 6), ([5, sep, sep], 1)]
+    tokens = np.concatenate([ids for ids, _ in pieces])
+    found = [[ids.tolist() for ids in sentences] for sentences in stored_sentences(tokens, sep)]
+    assert found == [[ids.tolist() for ids in sentences] for sentences in encode_sentences(LETTERS, texts)]
+    assert stored_sentences(np.array([], np.uint16), sep) == []
+
 
 def test_each_sentence_with_a_next_one_is_a_first():
     pairs = SentencePairs(DOCUMENTS, 20)
@@ -144,16 +155,16 @@ def test_a_row_is_framed_and_padded():
         assert segments.tolist() == [0] * 4 + [1] * (n - 4) + [0] * (len(ids) - n)
         assert documents.tolist() == [0] * n + [IGNORE] * (len(ids) - n)
     one = MaskedBatches(Passages([[0, 1, 2]], 8), LETTERS, 1, seed=0).batch(0).restored()
-    assert one.ids.tolist() == [[cls, 0, 1, 2, sep]] and one.segments.tolist() == [[0] * 5]
+    assert one.ids.tolist() == [[cls, 0, 1, 2, sep]] and one.segments.tolist() == [[0] * 5] and one.labels is None and one.part(0, 1).labels is None
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
-    items = [[list(LETTERS.encode_ordinary(s.lower())) for s in item.sentences()] for item in World(0).documents("fact", 9)]
-    one, other = batches_of(items, 60, seed=1), batches_of(items, 60, seed=1)
+    items = [[LETTERS.encode_ordinary(s.lower()) for s in item.sentences()] for item in World(0).documents("fact", 9)]
+    one, other = batches_of(items, 90, seed=1), batches_of(items, 90, seed=1)
     for step in (5, 0, 5):
         for name, array in vars(one.batch(step)).items():
             np.testing.assert_array_equal(array, getattr(other.batch(step), name))
-    assert one.batch(0).ids.tolist() != batches_of(items, 60, seed=2).batch(0).ids.tolist()
+    assert one.batch(0).ids.tolist() != batches_of(items, 90, seed=2).batch(0).ids.tolist()
     steps = -(-len(one.source) // 4) * 2
     firsts = Counter(tuple(row[1:9]) for step in range(steps) for row in one.batch(step).restored().ids)
     assert len(firsts) >= 10  # each pair in every epoch

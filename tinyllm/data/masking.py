@@ -42,7 +42,7 @@ class MaskedBatch:
     """Corrupted rows, (B, T) each, and the labels of their second sentences, (B,).
 
     ids, targets : see `corrupt`.     segments : 0 in the first part of a row, 1 in the second.     documents : 0, and IGNORE in the padding.
-    labels : IS_NEXT or IS_RANDOM.
+    labels : IS_NEXT or IS_RANDOM; None where rows have one part.
     mean_targets : targets in a row, on average over the whole batch of which this may be a part.
 
     The loss has two means, one over targets and one over rows, and a mean over parts can have one weight only. So targets are averaged as
@@ -56,7 +56,7 @@ class MaskedBatch:
     segments: np.ndarray
     documents: np.ndarray
     targets: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
     mean_targets: float
 
     @property
@@ -74,8 +74,8 @@ class MaskedBatch:
     def part(self, number: int, count: int) -> "MaskedBatch":
         """One of `count` parts: neighbouring rows, as evenly shared out as can be. Processes get parts, and micro-batches are parts."""
         rows = slice(len(self) * number // count, len(self) * (number + 1) // count)
-        arrays = (self.ids, self.segments, self.documents, self.targets, self.labels)
-        return MaskedBatch(*(array[rows] for array in arrays), self.mean_targets)
+        labels = None if self.labels is None else self.labels[rows]
+        return MaskedBatch(self.ids[rows], self.segments[rows], self.documents[rows], self.targets[rows], labels, self.mean_targets)
 
 
 class MaskedBatches:
@@ -111,7 +111,8 @@ class MaskedBatches:
         documents = padded([np.zeros_like(segments) for _, segments in framed], fill=IGNORE)
         ids, targets = corrupt(clean, self.special, self.tokenizer.mask, random, self.rate)
         mean = np.count_nonzero(targets != IGNORE) / len(rows)
-        return MaskedBatch(ids, segments, documents, targets, np.array([label for _, label in rows]), mean)
+        labels = np.array([label for _, label in rows]) if len(rows[0][0]) == 2 else None
+        return MaskedBatch(ids, segments, documents, targets, labels, mean)
 
     def _framed(self, parts: Row) -> tuple[np.ndarray, np.ndarray]:
         """[CLS] first [SEP] second [SEP], and the segment of each token."""

@@ -1,7 +1,7 @@
 """Documents, a tokenizer and a folder -> train.bin and val.bin."""
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,16 @@ class PreparedData:
     val: Shard | None
 
 
-def prepare(documents: Iterable[Document], tokenizer: Tokenizer, folder: str | os.PathLike, val_fraction: float, seed: int) -> PreparedData:
+Encode = Callable[[list[Document], Tokenizer, int | None], Iterator[tuple[np.ndarray, int]]]
+
+
+def prepare(documents: Iterable[Document], tokenizer: Tokenizer, folder: str | os.PathLike, val_fraction: float, seed: int,
+            encode: Encode | None = None) -> PreparedData:
     """Split the documents, encode them, and write folder/train.bin and, where val_fraction is not 0, folder/val.bin.
 
     If there is more than one document and the tokenizer has an end_of_text, it follows every document. A single text gets none: its
     training part does not end, it goes on in the validation part.
+    encode : in place of `encode_documents`, for rows that want more than that to be seen in the tokens.
 
     Texts are encoded as ordinary text: a "<|endoftext|>" written in one is those 13 characters. All text is in memory, but the
     tokens of only one document, or of a few million characters of short ones, at a time. Shards already in the folder are replaced once the new ones are complete.
@@ -41,7 +46,7 @@ def prepare(documents: Iterable[Document], tokenizer: Tokenizer, folder: str | o
     try:
         for name, part in (("val.bin", val), ("train.bin", train)):
             if part:
-                write_shard(staging / name, encode_documents(part, tokenizer, end_of_text), tokenizer_hash, dtype)
+                write_shard(staging / name, (encode or encode_documents)(part, tokenizer, end_of_text), tokenizer_hash, dtype)
         _install(staging, folder)
     finally:
         shutil.rmtree(staging)

@@ -1,10 +1,13 @@
 """Texts for an encoder: documents cut into sentences, and what may stand in one row: two sentences, or as much text as fits.
 
-A row's content is (parts, label): one or two arrays of ids, and whether the second part follows the first (see `SentencePairs`).
+A row's content is (parts, label): one or two arrays of ids, and whether the second part follows the first (see `SentencePairs`); None
+where there is no second part.
+
+On disk, in token shards, [SEP] stands behind each sentence, and once more behind the last one of a document.
 """
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -14,7 +17,7 @@ from tinyllm.tokenizer import Tokenizer
 IS_NEXT, IS_RANDOM = 0, 1  # labels of a pair, as BERT numbers them
 FRAME = 3  # tokens around two sentences: [CLS] a [SEP] b [SEP]
 
-Row = tuple[list[Sequence[int]], int]
+Row = tuple[list[Sequence[int]], int | None]
 
 # White space after the end of a sentence and what closes it, nothing at all after an ideographic one, and every new line.
 SENTENCE_END = re.compile(r"""(?<=[.!?…])\s+|(?<=[.!?…]["'”’»)\]])\s+|(?<=[。！？])\s*|\s*\n\s*""")
@@ -29,6 +32,26 @@ def encode_sentences(tokenizer: Tokenizer, documents: Iterable[Document]) -> lis
     """The documents as lists of sentences, each the ids of its text; what says nothing is left out."""
     encoded = (list(tokenizer.encode_ordinary_batch(split_sentences(document.text))) for document in documents)
     return [kept for sentences in encoded if (kept := [ids for ids in sentences if len(ids)])]
+
+
+def sentence_pieces(documents: Iterable[Document], tokenizer: Tokenizer, end_of_text: int | None) -> Iterator[tuple[np.ndarray, int]]:
+    """What `prepare` writes of each document that says anything: its sentences, each closed by [SEP], then [SEP]."""
+    close = np.array([tokenizer.sep], np.uint32)
+    for document in documents:
+        for sentences in encode_sentences(tokenizer, [document]):
+            yield np.concatenate([*(part for ids in sentences for part in (ids, close)), close]), len(document.text.encode())
+
+
+def stored_sentences(tokens: np.ndarray, sep: int) -> list[list[np.ndarray]]:
+    """The sentences of each document in such a shard, as parts of its array."""
+    documents: list[list[np.ndarray]] = []
+    start, begins = 0, True
+    for end in np.flatnonzero(tokens == sep).tolist():
+        if end > start:
+            documents += [[]] if begins else []
+            documents[-1].append(tokens[start:end])
+        start, begins = end + 1, end == start
+    return documents
 
 
 class SentencePairs:
@@ -91,5 +114,5 @@ class Passages:
         return len(self.pieces)
 
     def rows(self, numbers: Iterable[int], random: np.random.Generator) -> list[Row]:
-        """The pieces with these numbers. Nothing about them is drawn, and their label says nothing."""
-        return [([self.pieces[n]], IS_NEXT) for n in numbers]
+        """The pieces with these numbers. Nothing about them is drawn."""
+        return [([self.pieces[n]], None) for n in numbers]

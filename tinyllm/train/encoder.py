@@ -30,21 +30,21 @@ OBJECTIVES = {"mlm": mlm_loss, "mlm+nsp": mlm_nsp_loss}
 
 
 def masked_metrics(model: MaskedLanguageModel, batches: Iterable[MaskedBatch]) -> dict[str, float]:
-    """mlm_accuracy: how many of the masked tokens are told right; nsp_accuracy: of the pairs, as they were before tokens were masked.
+    """mlm_accuracy: the share of the masked tokens that is told right; nsp_accuracy: of the pairs, as they were before tokens were masked.
 
-    Shares from 0 to 1; NaN where there is nothing to tell.
+    Of what the batches do not ask for, there is no figure.
     """
-    right, total = np.zeros(2), np.zeros(2)
+    told: dict[str, list[np.ndarray]] = {}
     with no_grad():
         for batch in batches:
             places, targets = _masked(batch)
-            masked = _at(model, _hidden(model, batch, None), places)
-            sentences = model.sentence_scores(_hidden(model, batch.restored(), None))
-            for i, (scores, truth) in enumerate(((masked, targets), (sentences, batch.labels))):
-                right[i] += np.count_nonzero(to_numpy(scores.data.argmax(-1)) == truth)
-                total[i] += len(truth)
-    share = np.divide(right, total, out=np.full(2, np.nan), where=total > 0)
-    return dict(mlm_accuracy=float(share[0]), nsp_accuracy=float(share[1]))
+            if len(places):
+                masked = _at(model, _hidden(model, batch, None), places)
+                told.setdefault("mlm_accuracy", []).append(to_numpy(masked.data.argmax(-1)) == targets)
+            if batch.labels is not None:
+                sentences = model.sentence_scores(_hidden(model, batch.restored(), None))
+                told.setdefault("nsp_accuracy", []).append(to_numpy(sentences.data.argmax(-1)) == batch.labels)
+    return {name: float(np.concatenate(right).mean()) for name, right in told.items()}
 
 
 def _hidden(model, batch, rng) -> Tensor:
