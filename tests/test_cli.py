@@ -48,7 +48,7 @@ def test_every_promised_option_exists_and_every_setting_is_an_option():
     for kind in PretrainConfig.kinds().values():
         for field in dataclasses.fields(kind):
             assert option_name(field.name) in known  # vocab_size of the model is that of the data
-    assert known == {"-h", "--help", "--out", "--resume"} | {
+    assert known == {"-h", "--help", "--out", "--resume", "--objective"} | {
         option for kind in PretrainConfig.kinds().values() for field in dataclasses.fields(kind)
         for option in [option_name(field.name)] + (["--no-" + option_name(field.name)[2:]] if "bool" in str(field.type) else [])
     }  # fmt: skip
@@ -78,7 +78,7 @@ def test_help_is_readable(command, capsys):
 def test_options_are_grouped(capsys):
     _, out, _ = status(capsys, "train", "--help")
     titles = re.findall(r"^(\S.*):$", out, re.MULTILINE)
-    assert titles == ["options", "run", "text and tokenizer", "model", "training"]
+    assert titles == ["options", "objective", "run", "text and tokenizer", "model", "training"]
     assert out.index("--vocab-size N ") < out.index("\nmodel:") < out.index("--layers N ") < out.index("\ntraining:") < out.index("--lr X ")
 
 

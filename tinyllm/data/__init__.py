@@ -35,7 +35,7 @@ from tinyllm.data.labelled import Labelled, label_names, read_labelled
 from tinyllm.data.masking import MaskedBatch, MaskedBatches
 from tinyllm.data.packing import PackedRows, pack
 from tinyllm.data.prepare import PreparedData, open_prepared, prepare
-from tinyllm.data.sentences import Passages, SentencePairs, encode_sentences, split_sentences
+from tinyllm.data.sentences import Passages, SentencePairs, encode_sentences, sentence_pieces, split_sentences, stored_sentences
 from tinyllm.data.shards import Shard, ShardHeader, open_shard, token_dtype, write_shard
 from tinyllm.data.show import show, text_rows
 from tinyllm.data.split import split
@@ -80,10 +80,12 @@ __all__ = [
     "read_conversations",
     "read_documents",
     "read_labelled",
+    "sentence_pieces",
     "show",
     "split",
     "split_sentences",
     "standard_library",
+    "stored_sentences",
     "text_rows",
     "token_dtype",
     "validation_batches",

@@ -144,11 +144,9 @@ def _figures(config: PretrainConfig, data: PreparedData, outcome: Outcome, val_l
 
 def make_data(config: DataConfig, seed: int, run: Run, announce: Announce) -> Tokenizer:
     """Read the text, get the tokenizer, and write it and both parts of the text, as token shards, into the run folder."""
-    tokenizer = given_tokenizer(config.tokenizer)  # before the text is read: a wrong path should be known at once
-    documents = list(read_documents(config.data, on_skip=announce) if config.data else standard_library(on_skip=announce))
-    characters = sum(len(d.text) for d in documents)
-    announce(f"text: {len(documents):,} document{'s' * (len(documents) != 1)}, {characters:,} characters")
-    tokenizer = tokenizer or make_tokenizer(config, documents, characters)
+    tokenizer = given_tokenizer(config.tokenizer, "bpe", "char")  # before the text is read: a wrong path should be known at once
+    documents = read_text(config.data, announce)
+    tokenizer = tokenizer or make_tokenizer(config, documents)
     tokenizer.save(run.tokenizer)
     announce(f"tokenizer: {config.tokenizer}, {tokenizer.vocab_size:,} entries")
     data = prepare(documents, tokenizer, run.data, config.val_fraction, seed)
@@ -157,18 +155,29 @@ def make_data(config: DataConfig, seed: int, run: Run, announce: Announce) -> To
     return tokenizer
 
 
-def given_tokenizer(name: str) -> Tokenizer | None:
+def read_text(data: tuple[str, ...], announce: Announce) -> list[Document]:
+    """The documents that were given, or the standard library's sources."""
+    documents = list(read_documents(data, on_skip=announce) if data else standard_library(on_skip=announce))
+    characters = sum(len(d.text) for d in documents)
+    announce(f"text: {len(documents):,} document{'s' * (len(documents) != 1)}, {characters:,} characters")
+    return documents
+
+
+def given_tokenizer(name: str, *kinds: str) -> Tokenizer | None:
     """The tokenizer in a file or run folder; None for the kinds that are to be trained."""
-    if name in ("bpe", "char"):
+    if name in kinds:
         return None
     path = Path(name)
     if not path.exists():
-        raise FileNotFoundError(f"--tokenizer {name}: it takes bpe, char, or the path of a tokenizer file or run folder, and there is no such path")
+        raise FileNotFoundError(
+            f"--tokenizer {name}: it takes {', '.join(kinds)}, or the path of a tokenizer file or run folder, and there is no such path"
+        )
     return load_tokenizer(path)
 
 
-def make_tokenizer(config: DataConfig, documents: list[Document], characters: int) -> Tokenizer:
+def make_tokenizer(config: DataConfig, documents: list[Document]) -> Tokenizer:
     """Train the kind that is asked for on the documents."""
+    characters = sum(len(d.text) for d in documents)
     texts = (d.text for d in documents)
     if config.tokenizer == "char":
         return CharTokenizer.train(texts)
