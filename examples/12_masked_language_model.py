@@ -8,7 +8,7 @@ tagging texts. What it reads here are descriptions: three sentences each about o
     3. both on descriptions that it has not read, beside the best that anybody could do
     4. gaps filled, with and without a sentence that helps; and two sentences judged
 
-    python examples/12_masked_language_model.py [--steps 2000] [--rows 120]
+    python examples/12_masked_language_model.py [--steps 4000] [--rows 120]
 """
 import argparse
 import itertools
@@ -45,11 +45,11 @@ def show_row(tokenizer, batch):
 
 
 def learn(tokenizer, documents, held_out, steps):
-    """A small BERT, trained by the one loop, with a line about unseen descriptions now and then."""
+    """A small encoder, trained by the one loop, with a line about unseen descriptions now and then."""
     config = TransformerConfig(
-        tokenizer.vocab_size, "bert", layers=2, heads=4, width=64, context=CONTEXT,
-        init_std=64**-0.5, embedding_std=0.5,  # what is narrow must begin larger than BERT's 0.02, or it hardly begins to compare sentences
-    )  # fmt: skip
+        tokenizer.vocab_size, "llama",  # whose parts learn this several times faster than arch="bert", BERT's own
+        layers=2, heads=2, width=64, context=CONTEXT, init_std=64**-0.5,  # 0.02 is for wide models
+    )
     model = MaskedLanguageModel(config, random_stream(0, "weights"))
     batches, losses = batches_of(tokenizer, documents, BATCH, seed=0), []
 
@@ -61,7 +61,7 @@ def learn(tokenizer, documents, held_out, steps):
             print(f"   step {record['step']:>5}{recent:>9.3f}{found['mlm_accuracy']:>16.1%}{found['nsp_accuracy']:>16.1%}", flush=True)
 
     print("2.              loss   masked tokens  next sentences")
-    settings = TrainConfig(lr=3e-3, weight_decay=0.01, threads=1).planned(steps)
+    settings = TrainConfig(lr=4e-3, weight_decay=0.01, threads=1).planned(steps)
     train(model, lambda step: [batches.batch(step)], mlm_nsp_loss, settings, observers=[watch])
     return model, losses
 
@@ -117,7 +117,7 @@ def judge(model, tokenizer, first, second):
     print(f"   {f'{first} {second}':<66} follows: {p:.2f}")
 
 
-def main(steps=2000, rows=120):
+def main(steps=4000, rows=120):
     documents, unseen = descriptions(2000, seed=1), descriptions(300, seed=2)
     tokenizer = train_wordpiece((document.text for document in documents), 400, or_fewer=True)
     show_row(tokenizer, batches_of(tokenizer, documents, BATCH, seed=0).batch(0))
@@ -142,6 +142,6 @@ def main(steps=2000, rows=120):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2000, help="updates of the weights")
+    parser.add_argument("--steps", type=int, default=4000, help="updates of the weights")
     parser.add_argument("--rows", type=int, default=120, help="rows of which the best possible is worked out")
     main(**vars(parser.parse_args()))

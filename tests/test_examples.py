@@ -23,6 +23,7 @@ SHORT = {
     "09_reward_model_and_ppo": ["--steps", "4"],
     "10_dpo": ["--steps", "2"],
     "11_grpo_on_sums": ["--steps", "2"],
+    "12_masked_language_model": ["--steps", "4", "--rows", "4"],
     "13_deduplicate": ["--documents", "100"],
 }
 
@@ -49,7 +50,7 @@ def run(path, *arguments):
 
 
 def test_they_are_numbered():
-    assert [path.name[:2] for path in PATHS] == ["01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "13"]
+    assert [path.name[:2] for path in PATHS] == ["01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "12", "13"]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
