@@ -294,6 +294,31 @@ def test_tuning_makes_what_pretraining_knew_answerable(example):
     assert not any(ok for *_, ok in before) and sum(ok for *_, ok in after) >= 7 and sum(ok for *_, ok in adapted) >= 7
 
 
+# ---- 12 ----
+
+
+def test_all_pairs_are_those_that_are_drawn(example):
+    """The probabilities by which the best possible is worked out, against pairs as they come."""
+    ex = example("12")
+    tokenizer = ex.train_wordpiece((document.text for document in ex.descriptions(300, seed=0)), 400, or_fewer=True)
+    table, probabilities = ex.all_pairs(tokenizer)
+    number = {tuple(row[row >= 0].tolist()): i for i, row in enumerate(table)}
+    assert len(number) == len(table) == (2 * len(ex.WORLD.facts)) ** 2 and probabilities.sum() == pytest.approx(1)
+    (batch,) = ex.batches_of(tokenizer, ex.descriptions(3000, seed=3), 6000, seed=0).in_order()
+    drawn = [probabilities[number[tuple(row[row != tokenizer.pad].tolist())]] for row in batch.restored().ids]
+    kinds = np.unique(probabilities)
+    assert len(kinds) == 2  # may follow, may not
+    for kind in kinds:
+        p = probabilities[probabilities == kind].sum()
+        assert abs(np.mean(np.array(drawn) == kind) - p) < 4 * (p * (1 - p) / 6000) ** 0.5 + 1e-9
+
+
+@pytest.mark.slow
+def test_an_encoder_learns_nearly_all_there_is_to_learn(example, capsys):
+    losses, masked, follows = example("12").main()
+    assert masked[0] > masked[1] - 0.03 and follows[0] >= 0.95 and follows[1] == pytest.approx(0.9896, abs=1e-4)
+
+
 # ---- 13 ----
 
 
