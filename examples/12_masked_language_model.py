@@ -18,7 +18,7 @@ import numpy as np
 from tinyllm import ops
 from tinyllm.backend import random_stream
 from tinyllm.data import IGNORE, Document, MaskedBatches, SentencePairs, encode_sentences
-from tinyllm.data.tinyworld import World, best_masked_accuracy, best_next_sentence_accuracy
+from tinyllm.data.tinyworld import World, best_masked_in_pairs, best_next_sentence_accuracy
 from tinyllm.nn import MaskedLanguageModel, TransformerConfig
 from tinyllm.tensor import no_grad
 from tinyllm.tokenizer import train_wordpiece
@@ -66,33 +66,6 @@ def learn(tokenizer, documents, held_out, steps):
     return model, losses
 
 
-def all_pairs(tokenizer):
-    """Every row that there is, without masks, and its probability: (D, T) ids, -1 behind the end, and (D,)."""
-    sentences = {(entity, a, w): tokenizer.encode(fact.statement(w))
-                 for entity, facts in WORLD.entities.items() for a, fact in enumerate(facts) for w in (0, 1)}  # fmt: skip
-    rows, probabilities = [], []
-    for (first, a), (second, b) in itertools.product(sentences.items(), repeat=2):
-        follows = 0.25 if first[0] == second[0] and first[1] != second[1] else 0  # one of two other facts, in one of two wordings
-        rows.append([tokenizer.cls, *a, tokenizer.sep, *b, tokenizer.sep])
-        probabilities.append((0.5 * follows + 0.5 / len(sentences)) / len(sentences))
-    table = np.full((len(rows), max(map(len, rows))), -1)
-    for line, row in zip(table, rows, strict=True):
-        line[: len(row)] = row
-    return table, np.array(probabilities)
-
-
-def best_masked(tokenizer, batch):
-    """What the best of all predictors, who knows the whole world and how masks are drawn, gets right of this batch."""
-    texts, probabilities = all_pairs(tokenizer)
-    ids = np.full((len(batch), texts.shape[1]), -1)
-    targets = np.full_like(ids, IGNORE)
-    width = min(batch.ids.shape[1], texts.shape[1])
-    ids[:, :width] = np.where(batch.documents == 0, batch.ids, -1)[:, :width]
-    targets[:, :width] = batch.targets[:, :width]
-    ordinary = tokenizer.vocab_size - len(tokenizer.special_tokens)
-    return best_masked_accuracy(texts, probabilities, ids, targets, mask_id=tokenizer.mask, vocab_size=ordinary)
-
-
 def row_of(tokenizer, *sentences):
     """ids and segments of one row in which [MASK] is written out.     (1, T) ×2"""
     parts = [[*tokenizer.encode(s, allowed_special={"[MASK]"}), tokenizer.sep] for s in sentences]
@@ -125,7 +98,7 @@ def main(steps=4000, rows=120):
     model, losses = learn(tokenizer, documents, held_out, steps)
 
     (few,) = batches_of(tokenizer, unseen[: rows // 2], rows, seed=2).in_order()  # two pairs of each: the best takes longer to find out
-    masked = masked_metrics(model, [few])["mlm_accuracy"], best_masked(tokenizer, few)
+    masked = masked_metrics(model, [few])["mlm_accuracy"], best_masked_in_pairs(WORLD, tokenizer, few)
     follows = masked_metrics(model, held_out)["nsp_accuracy"], best_next_sentence_accuracy(WORLD)
     print("\n3. Unseen descriptions             model   best possible")
     print(f"   masked tokens told right  {masked[0]:>10.1%}{masked[1]:>16.1%}     {np.count_nonzero(few.targets != IGNORE)} tokens")

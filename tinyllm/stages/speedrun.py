@@ -10,12 +10,15 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+
+import numpy as np
 
 from tinyllm.align import GRPOConfig, PreferenceConfig
 from tinyllm.config import check, from_dict, setting, suggestion
-from tinyllm.data import CleanConfig, DedupConfig, Document, atomic_file, clean_into, deduplicate_into, read_documents
-from tinyllm.data.tinyworld import World, save_records
+from tinyllm.data import IGNORE, CleanConfig, DedupConfig, Document, atomic_file, clean_into, deduplicate_into, read_documents
+from tinyllm.data.tinyworld import World, best_masked_in_pairs, best_next_sentence_accuracy, save_records
 from tinyllm.data.tinyworld.crawl import cleaning, crawl, texts_of
 from tinyllm.evaluate import Card, Result, Task, evaluate, reward_curve, training_curve, write_card
 from tinyllm.evaluate.card import Table
@@ -24,19 +27,23 @@ from tinyllm.evaluate.world import world_tasks
 from tinyllm.nn import TransformerConfig
 from tinyllm.stages.base import AnswerTrainConfig, BaseConfig, TuneTrainConfig
 from tinyllm.stages.classify import ClassifyConfig, HeadConfig, LabelledConfig
+from tinyllm.stages.encoder import EncoderConfig, EncoderModelConfig, EncoderTrainConfig, SentencesConfig
 from tinyllm.stages.instruct import ConversationsConfig, InstructConfig
 from tinyllm.stages.preference import DPOConfig, PairsConfig, PreferenceTrainConfig
 from tinyllm.stages.pretrain import DataConfig, PretrainConfig
 from tinyllm.stages.rollout import GRPORunConfig, RolloutTrainConfig, TasksConfig
-from tinyllm.stages.stage import Announce, Observers, load_run, resume, stage_config, start
+from tinyllm.stages.stage import STAGES, Announce, Observers, load_module, load_run, resume, stage_config, start
 from tinyllm.train.config import RunConfig, TrainConfig
+from tinyllm.train.encoder import masked_metrics
 from tinyllm.train.run import Run
 
-SECONDS = {"text": 20, "pretrain": 270, "classify": 30, "instruct": 70, "dpo": 40, "grpo": 100}  # each with its evaluation, on two cores
-PAGES, DIALOGUES, PAIRS, SUMS, NOTES = 7000, 20000, 2000, 2000, 200
+SECONDS = {"text": 28, "pretrain": 215, "classify": 16, "encoder": 70, "instruct": 58, "dpo": 24, "grpo": 40}  # each with its evaluation, on two cores
+PAGES, DIALOGUES, PAIRS, SUMS, NOTES, DESCRIPTIONS = 7000, 20000, 2000, 2000, 24, 2000
 VOCAB_SIZE = 704
 MODEL = TransformerConfig(layers=3, heads=4, width=128, context=128, qk_norm=True, init_std=128**-0.5, embedding_std=0.5)
 CHAIN = ("pretrain", "instruct", "dpo", "grpo")  # each begins from the one before; the others are asides
+EXAMINED = 4  # batches of the encoder
+ENCODER = EncoderModelConfig(arch="llama", layers=2, heads=2, width=64, context=32, init_std=64**-0.5)
 LEARNED = {"fine-tuned": HeadConfig(), "frozen": HeadConfig(learn_blocks=0), "from scratch": HeadConfig(scratch=True)}
 
 
@@ -106,7 +113,7 @@ class Speedrun:
             self._announce(name)
             if name == "classify":
                 complete = all(self._stage(f"classify-{label.replace(' ', '-')}", self._classifier(head)) for label, head in LEARNED.items())
-            elif complete := self._stage(name, self._settings(name)):
+            elif (complete := self._stage(name, self._settings(name))) and name in CHAIN:
                 self._measure(name)
             if not complete:
                 return None
@@ -153,6 +160,8 @@ class Speedrun:
     def _examples(self, world: World) -> None:
         """Conversations, pairs and sums, and of each some that are held out by construction: none of them is about what is learned from."""
         seed = self.config.seed
+        descriptions = world.documents("fact", DESCRIPTIONS, seed)
+        write_documents(self.texts / "descriptions.jsonl", (Document(item.text, f"description {n}") for n, item in enumerate(descriptions, 1)))
         for split, share in (("train", 1.0), ("test", 0.1)):
             save_records(self.texts / f"conversations-{split}.jsonl", world.documents("dialogue", self._count(DIALOGUES * share), seed, split))
             save_records(self.texts / f"pairs-{split}.jsonl", world.preferences(self._count(PAIRS * share), seed, split))
@@ -197,6 +206,10 @@ class Speedrun:
                 model=MODEL,
                 train=TrainConfig(batch=8, steps=self._steps(4500), lr=3e-3, seed=c.seed),
             )
+        if name == "encoder":
+            data = SentencesConfig(data=(str(self.texts / "descriptions.jsonl"),), val_fraction=0.15)
+            return EncoderConfig(data=data, model=ENCODER,
+                                 train=EncoderTrainConfig(steps=self._steps(6000), lr=4e-3, weight_decay=0.01, seed=c.seed))  # fmt: skip
         if name == "instruct":
             data = ConversationsConfig(**self._files("conversations", c.conversations))
             return InstructConfig(base=self._before(name), data=data, train=TuneTrainConfig(batch=8, steps=self._steps(1000), lr=1.5e-3, seed=c.seed))
@@ -235,7 +248,9 @@ class Speedrun:
         facts = [("stages", ", ".join(self.config.stages())), ("minutes", f"{seconds / 60:.1f}"), ("seed", str(self.config.seed))]
         curves = [dataclasses.replace(curve, title=f"{curve.title}, {name}") for name in self.config.chain()
                   for curve in (*training_curve(Run(self.folder / name)), *reward_curve(Run(self.folder / name)))]  # fmt: skip
-        return Card(f"Report card of {self.folder}", self.columns, facts, curves, tables=[self._classified()] if "classify" in self.config.stages() else [])
+        asides = dict(classify=self._classified, encoder=self._encoder)
+        tables = [table() for name, table in asides.items() if name in self.config.stages()]
+        return Card(f"Report card of {self.folder}", self.columns, facts, curves, tables=tables)
 
     def _classified(self) -> Table:
         rows = []
@@ -245,6 +260,19 @@ class Speedrun:
             figures = summary["figures"]
             rows.append([label, f"{figures['accuracy']:.1%}", f"{figures['macro_f1']:.3f}", f"{summary['parameters']:,}"])
         return Table(f"Spam, from {NOTES} notes", ["what learned", "accuracy", "macro F1", "parameters learned"], rows)
+
+    def _encoder(self) -> Table:
+        """What it tells of held-out descriptions, beside the best that anybody could who knows the world and how masks are drawn."""
+        model, tokenizer, config = load_module(self.folder / "encoder")
+        work = STAGES["encoder"].open(config, Run(self.folder / "encoder"), tokenizer, model)
+        few = list(islice(work.validation.all(), EXAMINED))  # the best takes longer to find out
+        found, of_few = (masked_metrics(model, batches) for batches in (work.validation.all(), few))
+        masks = [int(np.count_nonzero(batch.targets != IGNORE)) for batch in few]
+        best = np.average([best_masked_in_pairs(self.world, tokenizer, batch) for batch in few], weights=masks)
+        rows = [[f"masked tokens ({sum(masks)}, for which the best was worked out)", f"{of_few['mlm_accuracy']:.1%}", f"{best:.1%}"],
+                ["masked tokens, all", f"{found['mlm_accuracy']:.1%}", "–"],
+                ["next sentences", f"{found['nsp_accuracy']:.1%}", f"{best_next_sentence_accuracy(self.world):.1%}"]]  # fmt: skip
+        return Table("Encoder: held-out descriptions told right", ["what", "model", "best possible"], rows)
 
 
 def write_documents(path: Path, documents: Iterable[Document]) -> None:

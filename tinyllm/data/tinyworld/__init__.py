@@ -12,7 +12,7 @@ world.py        World: documents, dialogues, preferences, labelled notes and exa
 entropy.py      the exact entropy of each kind of text, and what a tokenizer makes of it
 best.py         the best that any encoder could do: next sentences and masked tokens
 """
-from tinyllm.data.tinyworld.best import best_masked_accuracy, best_next_sentence_accuracy
+from tinyllm.data.tinyworld.best import best_masked_accuracy, best_masked_in_pairs, best_next_sentence_accuracy
 from tinyllm.data.tinyworld.draw import Draw, derivations
 from tinyllm.data.tinyworld.entropy import Surprise, nats_per_token, surprise
 from tinyllm.data.tinyworld.items import Item, Preference, final_answer, save_records
@@ -26,6 +26,7 @@ __all__ = [
     "Surprise",
     "World",
     "best_masked_accuracy",
+    "best_masked_in_pairs",
     "best_next_sentence_accuracy",
     "derivations",
     "final_answer",

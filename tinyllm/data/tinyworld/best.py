@@ -1,8 +1,12 @@
 """The best that any encoder could do on descriptions (kind "fact"), whose whole distribution is small enough to be listed."""
+import itertools
+
 import numpy as np
 
 from tinyllm.data.batches import IGNORE
+from tinyllm.data.masking import MaskedBatch
 from tinyllm.data.tinyworld.world import World
+from tinyllm.tokenizer import WordPieceTokenizer
 
 PADDING = -1
 
@@ -43,3 +47,31 @@ def best_masked_accuracy(texts: np.ndarray, probabilities: np.ndarray, ids: np.n
             scores = np.bincount(at_place[at_place != PADDING], posterior[at_place != PADDING], vocab_size)
             right += int(scores.argmax() == target[t])
     return right / np.count_nonzero(targets != IGNORE)
+
+
+def best_masked_in_pairs(world: World, tokenizer: WordPieceTokenizer, batch: MaskedBatch) -> float:
+    """`best_masked_accuracy` on a batch of pairs of sentences of descriptions, which are drawn as next-sentence prediction draws them."""
+    texts, probabilities = _all_pairs(world, tokenizer)
+    ids = np.full((len(batch), texts.shape[1]), PADDING)
+    targets = np.full_like(ids, IGNORE)
+    width = min(batch.ids.shape[1], texts.shape[1])
+    ids[:, :width] = np.where(batch.documents == 0, batch.ids, PADDING)[:, :width]
+    targets[:, :width] = batch.targets[:, :width]
+    ordinary = tokenizer.vocab_size - len(tokenizer.special_tokens)
+    return best_masked_accuracy(texts, probabilities, ids, targets, mask_id=tokenizer.mask, vocab_size=ordinary)
+
+
+def _all_pairs(world, tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Every row that there is, without masks, and its probability.     -> (D, T) ids, (D,)"""
+    sentences = {(entity, a, w): tokenizer.encode(fact.statement(w))
+                 for entity, facts in world.entities.items() for a, fact in enumerate(facts) for w in (0, 1)}  # fmt: skip
+    others = len(next(iter(world.entities.values()))) - 1  # facts that may follow one, each in two wordings
+    rows, probabilities = [], []
+    for (first, a), (second, b) in itertools.product(sentences.items(), repeat=2):
+        follows = 0.5 / others if first[0] == second[0] and first[1] != second[1] else 0
+        rows.append([tokenizer.cls, *a, tokenizer.sep, *b, tokenizer.sep])
+        probabilities.append((0.5 * follows + 0.5 / len(sentences)) / len(sentences))
+    table = np.full((len(rows), max(map(len, rows))), PADDING)
+    for line, row in zip(table, rows, strict=True):
+        line[: len(row)] = row
+    return table, np.array(probabilities)
