@@ -196,13 +196,13 @@ class Speedrun:
         return BaseConfig(run=str(self.folder / chain[chain.index(name) - 1]))
 
     def _steps(self, count: int) -> int:
-        return max(1, round(count * self.config.scale))
+        return max(2, round(count * self.config.scale))
 
     def _settings(self, name: str) -> RunConfig:
         c = self.config
         if name == "pretrain":
             return PretrainConfig(
-                data=DataConfig(data=(str(self.texts / "text.jsonl"),), vocab_size=VOCAB_SIZE, pack=True, val_fraction=0.02),
+                data=DataConfig(data=(str(self.texts / "text.jsonl"),), vocab_size=VOCAB_SIZE if self.world else None, pack=True, val_fraction=0.02),
                 model=MODEL,
                 train=TrainConfig(batch=8, steps=self._steps(4500), lr=3e-3, seed=c.seed),
             )
