@@ -151,6 +151,14 @@ def test_first_weights(arch):
             assert abs(p.data.mean()) < 4 * std / np.sqrt(p.size), name
 
 
+def test_first_weights_of_another_scale():
+    config = TransformerConfig(vocab_size=1000, layers=8, heads=4, width=128, context=200, init_std=0.1, embedding_std=0.5, tie=False)
+    for name, p in Transformer(config, np.random.default_rng(0)).named_parameters():
+        if "norm" not in name:
+            std = 0.5 if "embedding" in name else 0.1 / np.sqrt(2 * 8) if "output" in name or "down" in name else 0.1
+            assert p.data.std() == pytest.approx(std, rel=0.02), name
+
+
 def test_first_weights_follow_from_the_generator():
     a, b, c = model_of(seed=0), model_of(seed=0), model_of(seed=1)
     assert all(np.array_equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))

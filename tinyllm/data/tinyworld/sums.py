@@ -3,6 +3,8 @@
     What is 4 7 + 3 8?      At once:     8 5.
                             Worked out:  7 + 8 = 1 5. 4 + 3 + 1 = 8. The sum is 8 5.
 
+Plain texts work every sum out; in dialogues most are answered at once, which is learned from those few alone.
+
 Digits stand apart, so that each is a token of its own and a place is a position. Whoever answers at once has to know, with the first
 digit, whether a carry will come from the last; worked out, each step needs a few digits and the carry that stands before it. So a
 small model that is right more often when it takes its time can find out, by reward, that taking its time pays.

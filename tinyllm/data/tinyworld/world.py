@@ -27,6 +27,7 @@ HELD_OUT = 0.1
 
 SYSTEMS = {"": 0.6, "Answer briefly.": 0.2, "Answer in full.": 0.2}
 STYLES = {"": {"full": 0.5, "curt": 0.5}, "Answer briefly.": {"curt": 1.0}, "Answer in full.": {"full": 1.0}}
+SUM_STYLES = STYLES | {"": {"full": 0.2, "curt": 0.8}}  # people answer at once, and are often wrong: what reward can change
 GREETED = {True: 0.2, False: 0.8}
 GREETING = ("Hello!", "Hello! What would you like to know?")
 TOPICS = {("fact",): 0.3, ("story",): 0.25, ("story, two questions",): 0.1, ("sum",): 0.2,
@@ -173,7 +174,7 @@ class World:
 
     def _sum(self, draw: Draw, split: str) -> Item:
         exchange = self._of(split, draw, lambda: draw_sum(draw, self.digits))
-        return Item("sum", exchange.text(draw.branch(STYLES[""])), answer=exchange.answer, subject="sums", key=exchange.key)
+        return Item("sum", exchange.text(), answer=exchange.answer, subject="sums", key=exchange.key)
 
     def _note(self, draw: Draw, split: str) -> Item:
         def make() -> Item:
@@ -210,7 +211,7 @@ class World:
             messages += [_user(GREETING[0]), _assistant(GREETING[1])]
         exchanges = [exchange for topic in draw.branch(TOPICS) for exchange in self._ask(draw, topic, split)]
         for exchange in exchanges:
-            messages += [_user(exchange.question), _assistant(exchange.reply(draw.branch(STYLES[system])))]
+            messages += [_user(exchange.question), _assistant(exchange.reply(draw.branch(_styles(exchange)[system])))]
         text = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
         subjects = {exchange.subject for exchange in exchanges}
         key = " | ".join(exchange.key for exchange in exchanges if exchange.key)
@@ -231,6 +232,11 @@ class World:
         asked = f"{story.text} {exchange.question}"
         messages = (_user(asked), _assistant(exchange.full))
         return Item("story", asked, messages, exchange.answer, "stories", key=story.key)
+
+
+def _styles(exchange: Exchange) -> dict[str, dict[str, float]]:
+    """By system message, how likely each style of reply is."""
+    return SUM_STYLES if exchange.subject == "sums" else STYLES
 
 
 def _user(content: str) -> Message:
