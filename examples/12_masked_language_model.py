@@ -91,7 +91,9 @@ def judge(model, tokenizer, first, second):
 
 
 def main(steps=4000, rows=120):
-    documents, unseen = descriptions(2000, seed=1), descriptions(300, seed=2)
+    documents = descriptions(2000, seed=1)
+    read = {document.text for document in documents}
+    unseen = [document for document in descriptions(1500, seed=2) if document.text not in read][:300]
     tokenizer = train_wordpiece((document.text for document in documents), 400, or_fewer=True)
     show_row(tokenizer, batches_of(tokenizer, documents, BATCH, seed=0).batch(0))
     held_out = list(batches_of(tokenizer, unseen, BATCH, seed=1).in_order())
