@@ -133,8 +133,8 @@ class Rollouts(ABC):
     """`batches(n)` for the training loop; a subclass says what answers are worth (`experience`).
 
     policy : the Transformer that answers.     reference : ρ, which stays as it is.     prompts : ids of each.     end : see `sample`.
-    observe : called with the record of each rollout: {"event": "rollout", "step" (the first update
-    that it serves), "iteration", "reward", …}.
+    observe : called with the record of each rollout: {"event": "rollout", "step" (the first update that it serves), "iteration",
+    "reward", …, and what look_back() returns}.
 
     A rollout depends on the weights when it began. So that a run that is resumed in the midst of its updates goes on bitwise, save
     `state()` with each checkpoint and give it to `restore`.
@@ -147,6 +147,7 @@ class Rollouts(ABC):
         self.policy, self.reference, self.prompts, self.reward = policy, reference, prompts, reward
         self.config, self.end, self.seed, self.observe = config, end, seed, observe
         self.iteration, self.made = -1, None  # the newest rollout
+        self.look_back: Callable[[], dict] = dict  # figures of the updates made since the rollout before, for the record of the next
         self.process = os.getpid()
 
     def batches(self, n: int) -> list[Experience]:
@@ -195,7 +196,8 @@ class Rollouts(ABC):
         with no_grad():
             reference = to_numpy(token_log_probabilities(self.reference, batch).data).astype(float)
         if os.getpid() == self.process:  # workers of a team are forks of it: they draw the same answers, and say nothing
-            self.observe(dict(event="rollout", step=iteration * self.config.updates + 1, iteration=iteration) | rollout_metrics(samples, rewards, old, reference, batch.targets != IGNORE))
+            found = rollout_metrics(samples, rewards, old, reference, batch.targets != IGNORE)
+            self.observe(dict(event="rollout", step=iteration * self.config.updates + 1, iteration=iteration) | found | self.look_back())
         return self.experience(batch, old, reference, rewards)
 
     @abstractmethod

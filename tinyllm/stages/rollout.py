@@ -16,6 +16,7 @@ from tinyllm.align import (
     Samples,
     grpo_loss,
     learned_reward,
+    policy_metrics,
     ppo_loss,
     read_prompts,
 )
@@ -239,6 +240,13 @@ def _measure(tokenizer: Tokenizer, policy: Transformer, config: TuneConfig, judg
 
 def _work(config: TuneConfig, rollouts: GRPO | PPO, loss_fn, val: list[dict], measure, prompts: int) -> Work:
     c: RolloutConfig = config.rollouts
+
+    def look_back() -> dict[str, float]:
+        """How far the updates from the newest rollout have moved the policy, on its answers (see `policy_metrics`)."""
+        found = policy_metrics(rollouts.policy, rollouts.made, c) if rollouts.made is not None else {}
+        return {name: found[name] for name in ("clip_fraction", "ratio", "approx_kl") if name in found}
+
+    rollouts.look_back = look_back
     steps = max(1, round(config.data.epochs * prompts / c.prompts)) * c.updates
     held = dataclasses.replace(each(val, EXAMINED, list), loss=False) if val else None
     return Work(batches=rollouts.batches, loss_fn=loss_fn, validation=held, measure=measure, rollouts=rollouts, steps=steps)
