@@ -77,7 +77,8 @@ class RolloutTrainConfig(AnswerTrainConfig):
     """Rewards are noisy: small rates. The batch is that of the rollouts, by whose number --steps are counted."""
 
     steps: int | None = again(TrainConfig, "steps", None, "updates to make (default: until each prompt was answered once)")
-    minutes: float | None = None
+    minutes: float | None = None  # no option: how long answers take changes as they are learned
+    eval_every: int | None = again(TrainConfig, "eval_every", None, "updates between evaluations (default: a tenth of all)")
     batch: int = 1  # no option
     accumulate: int = 1
     lr: float = again(TrainConfig, "lr", 1e-4)
@@ -98,7 +99,7 @@ class GRPORunConfig(TuneConfig):
 class PPORolloutConfig(PPOConfig):
     """PPO with the model that judges.     reward_model : a run of `tinyllm align reward`, which is copied into the new one."""
 
-    reward_model: str = setting("", "run of a reward model", metavar="RUN")
+    reward_model: str = setting("", "folder that tinyllm align reward made; a new run needs it", metavar="RUN")
 
 
 @dataclass(frozen=True)
