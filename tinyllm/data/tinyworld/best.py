@@ -53,7 +53,7 @@ def best_masked_accuracy(texts: np.ndarray, probabilities: np.ndarray, ids: np.n
 
 def best_masked_in_pairs(world: World, tokenizer: WordPieceTokenizer, batch: MaskedBatch) -> float:
     """`best_masked_accuracy` on a batch of pairs of sentences of descriptions, which are drawn as next-sentence prediction draws them."""
-    texts, probabilities = _all_pairs(world, tokenizer)
+    texts, probabilities = all_pairs(world, tokenizer)
     ids = np.full((len(batch), texts.shape[1]), PADDING)
     targets = np.full_like(ids, IGNORE)
     width = min(batch.ids.shape[1], texts.shape[1])
@@ -63,7 +63,7 @@ def best_masked_in_pairs(world: World, tokenizer: WordPieceTokenizer, batch: Mas
     return best_masked_accuracy(texts, probabilities, ids, targets, mask_id=tokenizer.mask, vocab_size=ordinary)
 
 
-def _all_pairs(world, tokenizer) -> tuple[np.ndarray, np.ndarray]:
+def all_pairs(world, tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Every row that there is, without masks, and its probability.     -> (D, T) ids, (D,)"""
     sentences = {(entity, a, w): tokenizer.encode(fact.statement(w))
                  for entity, facts in world.entities.items() for a, fact in enumerate(facts) for w in (0, 1)}  # fmt: skip
