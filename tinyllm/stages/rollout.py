@@ -22,8 +22,8 @@ from tinyllm.align import (
 from tinyllm.align.rollouts import sample
 from tinyllm.backend import array_module, random_stream
 from tinyllm.config import again, setting
-from tinyllm.data.tinyworld import final_answer
 from tinyllm.evaluate.verifiers import contains, exact_match, last_number
+from tinyllm.evaluate.world import same_answer
 from tinyllm.nn import Module, Transformer
 from tinyllm.stages.base import (
     AdapterConfig,
@@ -47,12 +47,7 @@ from tinyllm.train.safetensors import load
 EXAMINED = 64  # prompts of a validation batch
 
 
-def same_ending(written: str, expected: str) -> bool:
-    """The last word or number of both is the same: "…, so it is in the attic." answers "attic"."""
-    return final_answer(written).casefold() == final_answer(expected).casefold()
-
-
-VERIFIERS: dict[str, Callable[[str, str], bool]] = {"ending": same_ending, "exact": exact_match, "number": last_number, "contains": contains}
+VERIFIERS: dict[str, Callable[[str, str], bool]] = {"ending": same_answer, "exact": exact_match, "number": last_number, "contains": contains}
 
 
 @dataclass(frozen=True)
