@@ -53,6 +53,7 @@ def _new(args) -> tuple[Path, SpeedrunConfig]:
         raise ValueError(f"{folder} holds a speedrun already: go on with --resume {folder}, or give another folder with --out")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--out {folder} is not an empty folder: give another")
+    config.read_files()
     folder.mkdir(parents=True, exist_ok=True)
     config.save(folder / "speedrun.json")
     return folder, config

@@ -70,6 +70,13 @@ class SpeedrunConfig:
                 raise ValueError(f"--{name} goes with text of your own: give --data, too")
         return self
 
+    def read_files(self) -> None:
+        """Raises FileNotFoundError or ValueError for what is wrong in files of one's own: that should be known before the first stage, not after."""
+        for path in self.data:
+            next(read_documents([path], on_skip=lambda line: None))
+        for name, paths in dict(instruct=self.conversations, dpo=self.pairs, grpo=self.tasks).items():
+            STAGES[name].read(paths)
+
     def stages(self) -> list[str]:
         """Which are done: of one's own data those that have examples."""
         files = dict(pretrain=True, instruct=self.conversations, dpo=self.pairs, grpo=self.tasks)
