@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tinyllm import ops
+from tinyllm.data.tinyworld.best import all_pairs
 
 FOLDER = Path(__file__).parent.parent / "examples"
 PATHS = sorted(FOLDER.glob("*.py"))
@@ -301,7 +302,7 @@ def test_all_pairs_are_those_that_are_drawn(example):
     """The probabilities by which the best possible is worked out, against pairs as they come."""
     ex = example("12")
     tokenizer = ex.train_wordpiece((document.text for document in ex.descriptions(300, seed=0)), 400, or_fewer=True)
-    table, probabilities = ex.all_pairs(tokenizer)
+    table, probabilities = all_pairs(ex.WORLD, tokenizer)
     number = {tuple(row[row >= 0].tolist()): i for i, row in enumerate(table)}
     assert len(number) == len(table) == (2 * len(ex.WORLD.facts)) ** 2 and probabilities.sum() == pytest.approx(1)
     (batch,) = ex.batches_of(tokenizer, ex.descriptions(3000, seed=3), 6000, seed=0).in_order()

@@ -40,7 +40,7 @@ def test_all_of_it(tiny, tmp_path, capsys):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["models"]) == list(CHAIN)
     card = (tmp_path / "run" / "card.md").read_text()
-    assert "## Spam, from 24 notes" in card and "## Encoder: held-out descriptions told right" in card and "| from scratch |" in card
+    assert "## Spam, from 24 notes" in card and "## Encoder: held-out descriptions told right" in card and "| from-scratch |" in card
     page = (tmp_path / "run" / "card.html").read_text()
     assert "Reward while training, grpo" in page and "Loss while training, pretrain" in page
     for name in ("conversations", "pairs", "sums", "notes"):
@@ -92,6 +92,8 @@ def test_on_text_of_ones_own(tiny, tmp_path, capsys):
     ("--without pretrain", "--without pretrain: only classify, encoder, instruct, dpo, grpo can be left out"),
     ("--without grop", "--without grop; did you mean grpo?"),
     ("--pairs p.jsonl", "--pairs goes with text of your own: give --data, too"),
+    ("--data nowhere.txt", "nowhere.txt: no such file or folder"),
+    (f"--data {__file__} --pairs nowhere.jsonl", "nowhere.jsonl: no such file"),
     ("--scale 0", "--scale is 0.0: it must be at least"),
     ("--resume nowhere", "not found, so nowhere is not a folder of tinyllm speedrun"),
     ("--out x --resume y", "--out and --resume exclude each other"),

@@ -11,11 +11,11 @@ from tinyllm.align import rollouts
 from tinyllm.align.logprobs import padded
 from tinyllm.cli.main import main
 from tinyllm.data import open_shard
+from tinyllm.evaluate.world import same_answer
 from tinyllm.finetune import encode_texts
 from tinyllm.nn import Classifier, Transformer
 from tinyllm.stages import STAGES, load_module, load_run
 from tinyllm.stages.base import set_aside
-from tinyllm.stages.rollout import same_ending
 from tinyllm.tensor import no_grad
 from tinyllm.tokenizer import encode_chat, encode_prompt
 from tinyllm.tokenizer.chat import CHAT_TOKENS, END
@@ -219,7 +219,13 @@ def test_from_scratch_the_base_gives_nothing_but_its_tokenizer(life, tmp_path):
     ("17", "7", False), ("ça va café", "Café.", True),
 ])  # fmt: skip
 def test_the_ending_of_an_answer(written, expected, right):
-    assert same_ending(written, expected) is right
+    assert same_answer(written, expected) is right
+
+
+def test_an_answer_of_signs_alone_has_no_ending():
+    """Else any reply without a word would be right."""
+    with pytest.raises(ValueError, match="no word and no number"):
+        same_answer("", "?!")
 
 
 @pytest.mark.parametrize("verifier, answer, right", [("exact", "b", 1.0), ("contains", "b", 1.0), ("number", "7", 0.0)])

@@ -12,7 +12,7 @@ from tinyllm import ops
 from tinyllm.align.logprobs import sequence_log_probabilities
 from tinyllm.align.preferences import PreferenceBatch
 from tinyllm.backend import array_module, to_numpy
-from tinyllm.config import check, setting
+from tinyllm.config import check, option_name, setting
 from tinyllm.data import IGNORE
 from tinyllm.tensor import Tensor, no_grad
 
@@ -29,6 +29,9 @@ class PreferenceConfig:
 
     def __post_init__(self):
         check(self)
+        for name, loss in dict(label_smoothing="dpo", gamma="simpo", strength="orpo").items():
+            if self.loss != loss and getattr(self, name) != getattr(PreferenceConfig, name):
+                raise ValueError(f"{option_name(name)} is a setting of --loss {loss}, which --loss {self.loss} does not look at: leave it out")
 
     @property
     def uses_reference(self) -> bool:

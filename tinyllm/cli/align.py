@@ -7,7 +7,7 @@ from tinyllm.stages import STAGES
 ACTIONS = {
     "dpo": "prefer the chosen one of two answers (DPO, IPO, KTO, ORPO, SimPO)",
     "grpo": "get more answers right, by comparing its own (GRPO, RLOO)",
-    "reward": "judge answers, learned from pairs of them: a reward model",
+    "reward": "tell how good an answer is, from pairs of them: a reward model",
     "ppo": "write answers that a reward model likes (RLHF)",
 }
 

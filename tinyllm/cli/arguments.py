@@ -58,7 +58,7 @@ def add_config(parser: argparse.ArgumentParser, config_class: type, title: str) 
             continue
         kind = value_type(config_class, field)
         text = field.metadata["help"].replace("%", "%%")
-        if "default:" not in text and field.default != ():
+        if "default:" not in text and field.default not in ((), ""):
             text += f" (default: {_shown(field.default)})"
         options: dict = dict(default=argparse.SUPPRESS, help=text)
         if kind is bool:

@@ -20,7 +20,7 @@ say = functools.partial(print, flush=True)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, on what, and where the card goes."""
-    parser.add_argument("run_folder", metavar="RUN", help="folder that `tinyllm train` made")
+    parser.add_argument("run_folder", metavar="RUN", help="folder of a run whose model writes text")
     parser.add_argument("--tasks", nargs="+", action="extend", metavar="TASK", help=f"any of {SPELLING} (default: validation)")
     parser.add_argument("--compare", metavar="RUN2", help="measure this run, too, and compare the two item by item")
     parser.add_argument("--shots", type=whole_number, default=0, metavar="K", help="solved examples before each question (default: 0)")

@@ -18,7 +18,7 @@ PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to sample from, the prompts, and how."""
-    parser.add_argument("run_folder", metavar="RUN", help="folder that `tinyllm train` made")
+    parser.add_argument("run_folder", metavar="RUN", help="folder of a run whose model writes text")
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="text to continue; may be given several times (default: a new text)")
     parser.add_argument("--file", metavar="FILE", help="more prompts: each line of this UTF-8 file that is not empty")
     parser.add_argument("--logprobs", action="store_true", help="after each text, list its tokens with their log-probabilities")

@@ -7,6 +7,7 @@ from pathlib import Path
 from tinyllm.cli.arguments import add_config, config_from, given, program
 from tinyllm.cli.eval import show_progress
 from tinyllm.cli.run_stage import observers, say
+from tinyllm.config import option_name
 from tinyllm.evaluate.card import Table, tables
 from tinyllm.stages import STAGES
 from tinyllm.stages.speedrun import Speedrun, SpeedrunConfig
@@ -52,6 +53,7 @@ def _new(args) -> tuple[Path, SpeedrunConfig]:
         raise ValueError(f"{folder} holds a speedrun already: go on with --resume {folder}, or give another folder with --out")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--out {folder} is not an empty folder: give another")
+    config.read_files()
     folder.mkdir(parents=True, exist_ok=True)
     config.save(folder / "speedrun.json")
     return folder, config
@@ -64,5 +66,5 @@ def _resumed(args) -> tuple[Path, SpeedrunConfig]:
     config = SpeedrunConfig.load(folder / "speedrun.json")
     for name, value in given(args, SpeedrunConfig).items():
         if value != getattr(config, name):
-            raise ValueError(f"--{name} is not what {folder} was begun with: leave it out, or begin anew in another folder")
+            raise ValueError(f"{option_name(name)} is not what {folder} was begun with: leave it out, or begin anew in another folder")
     return folder, config

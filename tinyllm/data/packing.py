@@ -6,7 +6,7 @@ leave, hardly a row more.
 
     lengths 6 5 4 3 2 into rows of 10:     6 4 | 5 3 2          in the order in which they come:     6 | 5 4 | 3 2 …
 
-A document is never cut: what a question asks of a story stands in the same row. Rows carry document numbers (`Batch.documents`), so that
+A document that fits into a row is never cut: what a question asks of a story stands in the same row. Rows carry document numbers (`Batch.documents`), so that
 attention stays inside one. Source: Ding et al. 2024, "Fewer Truncations Improve Language Modeling".
 """
 import heapq

@@ -40,5 +40,8 @@ def examination(suite: Mapping[str, Iterable[Item]]) -> tuple[Task, ...]:
 
 
 def same_answer(written: str, expected: str) -> bool:
-    """What a reply comes down to, its last word or number, is what was expected: "The ball is in the attic." answers "attic"."""
-    return final_answer(written).casefold() == expected.casefold()
+    """The last word or number of both is the same: "…, so it is in the attic." answers "attic"."""
+    wanted = final_answer(expected)
+    if not wanted:
+        raise ValueError(f"the expected answer {expected!r} has no word and no number in it: verify it by exact_match")
+    return final_answer(written).casefold() == wanted.casefold()

@@ -100,6 +100,8 @@ class TuneConfig(RunConfig):
             raise ValueError("a run to begin from is missing: give its folder first")
         if not self.data.data:
             raise ValueError("--data is missing: give the file with the examples")
+        if self.data.val_data and self.data.val_fraction != ExamplesConfig.val_fraction:
+            raise ValueError("--val-data and --val-fraction are two answers to one question: give one of them")
         return super().checked()
 
 

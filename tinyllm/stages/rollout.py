@@ -23,8 +23,8 @@ from tinyllm.align import (
 from tinyllm.align.rollouts import sample
 from tinyllm.backend import array_module, random_stream
 from tinyllm.config import again, setting
-from tinyllm.data.tinyworld import final_answer
 from tinyllm.evaluate.verifiers import contains, exact_match, last_number
+from tinyllm.evaluate.world import same_answer
 from tinyllm.nn import Module, Transformer
 from tinyllm.stages.base import (
     AdapterConfig,
@@ -48,12 +48,7 @@ from tinyllm.train.safetensors import load
 EXAMINED = 64  # prompts of a validation batch
 
 
-def same_ending(written: str, expected: str) -> bool:
-    """The last word or number of both is the same: "…, so it is in the attic." answers "attic"."""
-    return final_answer(written).casefold() == final_answer(expected).casefold()
-
-
-VERIFIERS: dict[str, Callable[[str, str], bool]] = {"ending": same_ending, "exact": exact_match, "number": last_number, "contains": contains}
+VERIFIERS: dict[str, Callable[[str, str], bool]] = {"ending": same_answer, "exact": exact_match, "number": last_number, "contains": contains}
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,8 @@ class RolloutTrainConfig(AnswerTrainConfig):
     """Rewards are noisy: small rates. The batch is that of the rollouts, by whose number --steps are counted."""
 
     steps: int | None = again(TrainConfig, "steps", None, "updates to make (default: until each prompt was answered once)")
-    minutes: float | None = None
+    minutes: float | None = None  # no option: how long answers take changes as they are learned
+    eval_every: int | None = again(TrainConfig, "eval_every", None, "updates between evaluations (default: a tenth of all)")
     batch: int = 1  # no option
     accumulate: int = 1
     lr: float = again(TrainConfig, "lr", 1e-4)
@@ -99,7 +95,7 @@ class GRPORunConfig(TuneConfig):
 class PPORolloutConfig(PPOConfig):
     """PPO with the model that judges.     reward_model : a run of `tinyllm align reward`, which is copied into the new one."""
 
-    reward_model: str = setting("", "run of a reward model", metavar="RUN")
+    reward_model: str = setting("", "folder that tinyllm align reward made; a new run needs it", metavar="RUN")
 
 
 @dataclass(frozen=True)

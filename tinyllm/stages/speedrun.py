@@ -44,7 +44,7 @@ MODEL = TransformerConfig(layers=3, heads=4, width=128, context=128, qk_norm=Tru
 CHAIN = ("pretrain", "instruct", "dpo", "grpo")  # each begins from the one before; the others are asides
 EXAMINED = 4  # batches of the encoder
 ENCODER = EncoderModelConfig(arch="llama", layers=2, heads=4, width=64, context=32, init_std=64**-0.5)
-LEARNED = {"fine-tuned": HeadConfig(), "frozen": HeadConfig(learn_blocks=0), "from scratch": HeadConfig(scratch=True)}
+LEARNED = {"fine-tuned": HeadConfig(), "frozen": HeadConfig(learn_blocks=0), "from-scratch": HeadConfig(scratch=True)}
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,13 @@ class SpeedrunConfig:
             if getattr(self, name) and not self.data:
                 raise ValueError(f"--{name} goes with text of your own: give --data, too")
         return self
+
+    def read_files(self) -> None:
+        """Raises FileNotFoundError or ValueError for what is wrong in files of one's own: that should be known before the first stage, not after."""
+        for path in self.data:
+            next(read_documents([path], on_skip=lambda line: None))
+        for name, paths in dict(instruct=self.conversations, dpo=self.pairs, grpo=self.tasks).items():
+            STAGES[name].read(paths)
 
     def stages(self) -> list[str]:
         """Which are done: of one's own data those that have examples."""
@@ -112,7 +119,7 @@ class Speedrun:
         for name in self.config.stages():
             self._announce(name)
             if name == "classify":
-                complete = all(self._stage(f"classify-{label.replace(' ', '-')}", self._classifier(head)) for label, head in LEARNED.items())
+                complete = all(self._stage(f"classify-{label}", self._classifier(head)) for label, head in LEARNED.items())
             elif (complete := self._stage(name, self._settings(name))) and name in CHAIN:
                 self._measure(name)
             if not complete:
@@ -121,12 +128,18 @@ class Speedrun:
         return write_card(self.folder, self.card)
 
     def _announce(self, name: str) -> None:
-        """What comes, and how long it and all the rest may take, judged by how long everything before it took."""
-        spent, left = time.perf_counter() - self.began, sum(self.planned.values()) - self.done
+        """What comes, and how long it and all the rest may take, judged by how long everything took that was done before it."""
+        names = list(self.planned)
+        spent, left = time.perf_counter() - self.began, sum(self.planned[n] for n in names[names.index(name) :] if not self._complete(n))
         pace = spent / self.done if self.done else 1.0
-        number, count = list(self.planned).index(name) + 1, len(self.planned)
+        number, count = names.index(name) + 1, len(names)
         self.say(f"\n== {number} of {count}: {name}, about {self.planned[name] * pace / 60:.1f} minutes of {left * pace / 60:.1f} that are left")
-        self.done += self.planned[name]
+        self.done += 0 if self._complete(name) else self.planned[name]
+
+    def _complete(self, name: str) -> bool:
+        if name == "text":
+            return (self.texts / "text.jsonl").exists()
+        return all(Run(self.folder / folder).summary.exists() for folder in ([f"classify-{label}" for label in LEARNED] if name == "classify" else [name]))
 
     # ---- text ----
 
@@ -245,7 +258,8 @@ class Speedrun:
 
     def _card(self) -> Card:
         seconds = time.perf_counter() - self.began
-        facts = [("stages", ", ".join(self.config.stages())), ("minutes", f"{seconds / 60:.1f}"), ("seed", str(self.config.seed))]
+        facts = [("stages", ", ".join(self.config.stages())), ("minutes, of the process that wrote this", f"{seconds / 60:.1f}"),
+                 ("seed", str(self.config.seed))]  # fmt: skip
         curves = [dataclasses.replace(curve, title=f"{curve.title}, {name}") for name in self.config.chain()
                   for curve in (*training_curve(Run(self.folder / name)), *reward_curve(Run(self.folder / name)))]  # fmt: skip
         asides = dict(classify=self._classified, encoder=self._encoder)
@@ -255,8 +269,7 @@ class Speedrun:
     def _classified(self) -> Table:
         rows = []
         for label in LEARNED:
-            run = Run(self.folder / f"classify-{label.replace(' ', '-')}")
-            summary = json.loads(run.summary.read_text())
+            summary = json.loads(Run(self.folder / f"classify-{label}").summary.read_text())
             figures = summary["figures"]
             rows.append([label, f"{figures['accuracy']:.1%}", f"{figures['macro_f1']:.3f}", f"{summary['parameters']:,}"])
         return Table(f"Spam, from {NOTES} notes", ["what learned", "accuracy", "macro F1", "parameters learned"], rows)

@@ -16,8 +16,8 @@ def write_summary(run: Run, outcome: Outcome, val_loss: float | None, figures: d
     """Write RUN/summary.json and return its content.
 
     val_loss : mean loss over the whole validation part (in pretraining in nats per token), None without one.     best_val_loss : the
-    lowest of all evaluations, this one included.     figures : what else the stage knows of itself.     tokens : targets that counted.
-    tokens_per_second : over all of the training's seconds.     peak_memory_mb : of the main process.     parameters : those learned.
+    lowest of all evaluations, this one included.     figures : what else the stage knows of itself.     tokens : what was learned from, in
+    the stage's unit: targets that counted, or texts, pairs, rows.     tokens_per_second : over all of the training's seconds.     peak_memory_mb : of the main process.     parameters : those learned.
     """
     known = [loss for loss in (outcome.best_val_loss, val_loss) if loss is not None]
     summary = dict(

@@ -4,7 +4,8 @@ import itertools
 import numpy as np
 
 from tinyllm.data.batches import IGNORE
-from tinyllm.data.masking import MaskedBatch
+from tinyllm.data.masking import MASKED, RATE, SUBSTITUTED, MaskedBatch
+from tinyllm.data.rows import padded
 from tinyllm.data.tinyworld.world import World
 from tinyllm.tokenizer import WordPieceTokenizer
 
@@ -25,18 +26,19 @@ def best_next_sentence_accuracy(world: World) -> float:
 
 
 def best_masked_accuracy(texts: np.ndarray, probabilities: np.ndarray, ids: np.ndarray, targets: np.ndarray, *, mask_id: int,
-                         vocab_size: int, rate: float = 0.15) -> float:
+                         vocab_size: int, rate: float = RATE) -> float:
     """The share of masked tokens that the best of all predictors gets right.     (D, T), (D,), (B, T), (B, T) -> number
 
     texts: all D texts there are, as ids, PADDING behind their ends; probabilities: theirs. ids: corrupted texts, targets: what stood
     in the chosen places, IGNORE elsewhere. Places are chosen with probability `rate`, and of these 80 % become mask_id, 10 % any of
-    vocab_size tokens, 10 % stay. By Bayes' rule, for the place t that is asked for and with the noise p(x | d) of one place,
+    vocab_size tokens, 10 % stay (see `corrupt`). By Bayes' rule, for the place t that is asked for and with the noise p(x | d) of one place,
 
         p(d | x, t chosen) ∝ p(d) · p(x_t | d_t, chosen) · Π_{s≠t} p(x_s | d_s)        best guess: argmax_v Σ_{d: d_t=v} p(d | x, t chosen)
     """
     right = 0
     for x, target in zip(ids, targets, strict=True):
-        chosen = 0.8 * (x == mask_id) + 0.1 / vocab_size + 0.1 * (x == texts)               # (D, T): p(x_s | d_s, chosen)
+        kept = (1 - MASKED - SUBSTITUTED) * (x == texts)
+        chosen = MASKED * (x == mask_id) + SUBSTITUTED / vocab_size + kept                  # (D, T): p(x_s | d_s, chosen)
         either = np.where(texts == PADDING, x == PADDING, rate * chosen + (1 - rate) * (x == texts))
         with np.errstate(divide="ignore"):
             log_either = np.log(either)
@@ -51,7 +53,7 @@ def best_masked_accuracy(texts: np.ndarray, probabilities: np.ndarray, ids: np.n
 
 def best_masked_in_pairs(world: World, tokenizer: WordPieceTokenizer, batch: MaskedBatch) -> float:
     """`best_masked_accuracy` on a batch of pairs of sentences of descriptions, which are drawn as next-sentence prediction draws them."""
-    texts, probabilities = _all_pairs(world, tokenizer)
+    texts, probabilities = all_pairs(world, tokenizer)
     ids = np.full((len(batch), texts.shape[1]), PADDING)
     targets = np.full_like(ids, IGNORE)
     width = min(batch.ids.shape[1], texts.shape[1])
@@ -61,7 +63,7 @@ def best_masked_in_pairs(world: World, tokenizer: WordPieceTokenizer, batch: Mas
     return best_masked_accuracy(texts, probabilities, ids, targets, mask_id=tokenizer.mask, vocab_size=ordinary)
 
 
-def _all_pairs(world, tokenizer) -> tuple[np.ndarray, np.ndarray]:
+def all_pairs(world, tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Every row that there is, without masks, and its probability.     -> (D, T) ids, (D,)"""
     sentences = {(entity, a, w): tokenizer.encode(fact.statement(w))
                  for entity, facts in world.entities.items() for a, fact in enumerate(facts) for w in (0, 1)}  # fmt: skip
@@ -71,7 +73,4 @@ def _all_pairs(world, tokenizer) -> tuple[np.ndarray, np.ndarray]:
         follows = 0.5 / others if first[0] == second[0] and first[1] != second[1] else 0
         rows.append([tokenizer.cls, *a, tokenizer.sep, *b, tokenizer.sep])
         probabilities.append((0.5 * follows + 0.5 / len(sentences)) / len(sentences))
-    table = np.full((len(rows), max(map(len, rows))), PADDING)
-    for line, row in zip(table, rows, strict=True):
-        line[: len(row)] = row
-    return table, np.array(probabilities)
+    return padded(rows, fill=PADDING), np.array(probabilities)
