@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     if not args.text and not args.data:
         raise ValueError("there is nothing to tell apart: give a --text or --data")
+    if table := next((path for path in args.data or () if path.endswith(".csv")), None):
+        raise ValueError(f"{table}: a .csv would be read as one text: give texts, or a .jsonl with a text field")
     model, tokenizer, config = load_module(args.run_folder, args.checkpoint)
     if config.stage != "classify":
         raise ValueError(f"{args.run_folder} is a run of another stage, {config.stage}: predict needs one of tinyllm finetune classify")

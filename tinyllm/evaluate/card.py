@@ -108,7 +108,8 @@ def _metrics(name, measured) -> Table:
             rows.append([label, _titled(figure.metric), with_error(figure), interval, number(figure.chance, figure.metric),
                          number(figure.best, figure.metric)])  # fmt: skip
     _, last = measured[-1]
-    details = [f"{last.style} prompts" if "prompt" in last.records[0] else "", f"{last.shots} shots" if last.shots else "",
+    styles = " and ".join(dict.fromkeys(result.style for _, result in measured))
+    details = [f"{styles} prompts" if "prompt" in last.records[0] else "", f"{last.shots} shots" if last.shots else "",
                f"{last.truncated:,} prompts cut to fit the context" if last.truncated else ""]  # fmt: skip
     title = ", ".join([name, *(detail for detail in details if detail)])
     return Table(title, ["model", "metric", "value", "95 % interval", "chance", "best"], rows)

@@ -21,7 +21,7 @@ def training_curve(run: Run) -> list[Curve]:
     training = [(r["step"], r["loss"]) for r in records if r["event"] == "step" and r.get("loss") is not None]
     validation = [(r["step"], r["val_loss"]) for r in records if r["event"] == "evaluation" and r.get("val_loss") is not None]
     series = [(name, tuple(points)) for name, points in (("training", averaged(training)), ("validation", validation)) if points]
-    return [Curve("Loss while training", "step", "nats per token", tuple(series))] if series else []
+    return [Curve("Loss while training", "step", "loss", tuple(series))] if series else []
 
 
 def reward_curve(run: Run) -> list[Curve]:

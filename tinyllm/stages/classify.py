@@ -40,7 +40,7 @@ class HeadConfig:
     """What is put on the model, and how much of the model learns with it.     labels : their names, which the texts decide; no option."""
 
     labels: tuple[str, ...] = ()
-    pooling: str = setting("last", "which vectors stand for a text: of its last or first token, or the mean of all", choices=tuple(POOLINGS))
+    pooling: str = setting("last", "which vectors stand for a text: of its last or first token, or the mean of all (in a decoder the first has seen nothing but itself)", choices=tuple(POOLINGS))
     learn_blocks: int | None = setting(None, "uppermost blocks that learn with the head, 0 for none (default: the whole model)", minimum=0)
     scratch: bool = setting(False, "begin with random weights: shows what the base's were worth")
 

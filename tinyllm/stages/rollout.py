@@ -116,7 +116,6 @@ class PPORunConfig(TuneConfig):
 class _Rollouts(Tune):
     """What both do with prompts."""
 
-    unit = "answers' tokens"
 
     def complete(self, config: TuneConfig, parts: dict[str, list[dict]], tokenizer: Tokenizer, announce: Announce) -> TuneConfig:
         room = config.model.context - config.rollouts.max_tokens
@@ -133,7 +132,7 @@ class _Rollouts(Tune):
 class Grpo(_Rollouts, TuneText):
     """A model learns from which of its own answers are right."""
 
-    name, Config, command = "grpo", GRPORunConfig, ("align", "grpo")
+    name, Config, command, unit = "grpo", GRPORunConfig, ("align", "grpo"), "answers"
     options = TuneText.options | {"rollouts": "rollouts and loss"}
 
     def read(self, paths: Iterable[str | Path]) -> list[dict]:
@@ -167,7 +166,7 @@ class Grpo(_Rollouts, TuneText):
 class Ppo(_Rollouts):
     """A model learns from what a reward model thinks of its answers."""
 
-    name, Config, command = "ppo", PPORunConfig, ("align", "ppo")
+    name, Config, command, unit = "ppo", PPORunConfig, ("align", "ppo"), "answers' tokens"
     options = Tune.options | {"rollouts": "rollouts and loss"}
 
     def read(self, paths: Iterable[str | Path]) -> list[dict]:

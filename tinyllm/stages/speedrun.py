@@ -35,6 +35,7 @@ from tinyllm.stages.rollout import GRPORunConfig, RolloutTrainConfig, TasksConfi
 from tinyllm.stages.stage import STAGES, Announce, Observers, load_module, load_run, resume, stage_config, start
 from tinyllm.train.config import RunConfig, TrainConfig
 from tinyllm.train.encoder import masked_metrics
+from tinyllm.train.progress import duration
 from tinyllm.train.run import Run
 
 SECONDS = {"text": 23, "pretrain": 200, "classify": 12, "encoder": 75, "instruct": 50, "dpo": 16, "grpo": 28}  # each with its evaluation, on two cores
@@ -119,7 +120,7 @@ class Speedrun:
         for name in self.config.stages():
             self._announce(name)
             if name == "classify":
-                complete = all(self._stage(f"classify-{label}", self._classifier(head)) for label, head in LEARNED.items())
+                complete = all(self._aside(label, head) for label, head in LEARNED.items())
             elif (complete := self._stage(name, self._settings(name))) and name in CHAIN:
                 self._measure(name)
             if not complete:
@@ -133,7 +134,7 @@ class Speedrun:
         spent, left = time.perf_counter() - self.began, sum(self.planned[n] for n in names[names.index(name) :] if not self._complete(n))
         pace = spent / self.done if self.done else 1.0
         number, count = names.index(name) + 1, len(names)
-        self.say(f"\n== {number} of {count}: {name}, about {self.planned[name] * pace / 60:.1f} minutes of {left * pace / 60:.1f} that are left")
+        self.say(f"\n== {number} of {count}: {name}, about {duration(self.planned[name] * pace)} of {duration(left * pace)} that are left")
         self.done += 0 if self._complete(name) else self.planned[name]
 
     def _complete(self, name: str) -> bool:
@@ -160,6 +161,9 @@ class Speedrun:
         rules = cleaning(len(documents)) if self.world else CleanConfig()
         figures = clean_into(self.texts / "clean", documents, rules)
         self._said("cleaned", **figures["kept"])
+        if not figures["kept"]["documents"]:
+            raise ValueError(f"cleaning dropped every document: {self.texts / 'clean' / 'report.html'} says why; give other text, or clean it by "
+                             "tinyllm data clean with limits of your own and go through the stages one by one")  # fmt: skip
         cleaned = list(read_documents([self.texts / "clean" / "kept.jsonl"]))
         figures = deduplicate_into(self.texts / "unique", cleaned, DedupConfig())
         self._said(f"without {figures['exact']:,} exact and {figures['near']:,} near duplicates", **figures["kept"])
@@ -203,6 +207,10 @@ class Speedrun:
             self.say(f"going on with {run.folder}")
             return not resume(run, stage_config(run), self.observers(settings.stage)).interrupted
         return not start(settings, run, self.say, self.observers(settings.stage)).interrupted
+
+    def _aside(self, label: str, head: HeadConfig) -> bool:
+        self.say(f"-- {label}")
+        return self._stage(f"classify-{label}", self._classifier(head))
 
     def _before(self, name: str) -> BaseConfig:
         chain = self.config.chain()
@@ -258,10 +266,11 @@ class Speedrun:
 
     def _card(self) -> Card:
         seconds = time.perf_counter() - self.began
-        facts = [("stages", ", ".join(self.config.stages())), ("minutes, of the process that wrote this", f"{seconds / 60:.1f}"),
+        facts = [("stages", ", ".join(self.config.stages())), ("updates, as a share of what is usual", f"{self.config.scale:g}"),
+                 ("minutes, of the process that wrote this", f"{seconds / 60:.1f}"),
                  ("seed", str(self.config.seed))]  # fmt: skip
         curves = [dataclasses.replace(curve, title=f"{curve.title}, {name}") for name in self.config.chain()
-                  for curve in (*training_curve(Run(self.folder / name)), *reward_curve(Run(self.folder / name)))]  # fmt: skip
+                  for curve in reward_curve(Run(self.folder / name)) or training_curve(Run(self.folder / name))]  # GRPO's loss says nothing
         asides = dict(classify=self._classified, encoder=self._encoder)
         tables = [table() for name, table in asides.items() if name in self.config.stages()]
         return Card(f"Report card of {self.folder}", self.columns, facts, curves, tables=tables)

@@ -82,6 +82,8 @@ class Run:
 
 def new_run(out: str | None, root: Path = Path("runs")) -> Run:
     """A run in the folder `out`, or in the next free runs/001, runs/002, …, which is made at once, so that nobody else takes it."""
+    if out == "":  # of a shell variable that is not set
+        raise ValueError("--out is empty: give a folder, or leave it out")
     if out is not None:
         return Run(out)
     while True:
