@@ -8,7 +8,7 @@ tagging texts. What it reads here are descriptions: three sentences each about o
     3. both on descriptions that it has not read, beside the best that anybody could do
     4. gaps filled, with and without a sentence that helps; and two sentences judged
 
-    python examples/12_masked_language_model.py [--steps 4000] [--rows 120]
+    python examples/12_masked_language_model.py [--steps 5000] [--rows 120]
 """
 import argparse
 import itertools
@@ -48,7 +48,7 @@ def learn(tokenizer, documents, held_out, steps):
     """A small encoder, trained by the one loop, with a line about unseen descriptions now and then."""
     config = TransformerConfig(
         tokenizer.vocab_size, "llama",  # whose parts learn this several times faster than arch="bert", BERT's own
-        layers=2, heads=2, width=64, context=CONTEXT, init_std=64**-0.5,  # 0.02 is for wide models
+        layers=2, heads=4, width=64, context=CONTEXT, init_std=64**-0.5,  # 0.02 is for wide models
     )
     model = MaskedLanguageModel(config, random_stream(0, "weights"))
     batches, losses = batches_of(tokenizer, documents, BATCH, seed=0), []
@@ -90,7 +90,7 @@ def judge(model, tokenizer, first, second):
     print(f"   {f'{first} {second}':<66} follows: {p:.2f}")
 
 
-def main(steps=4000, rows=120):
+def main(steps=5000, rows=120):
     documents = descriptions(2000, seed=1)
     read = {document.text for document in documents}
     unseen = [document for document in descriptions(1500, seed=2) if document.text not in read][:300]
@@ -117,6 +117,6 @@ def main(steps=4000, rows=120):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=4000, help="updates of the weights")
+    parser.add_argument("--steps", type=int, default=5000, help="updates of the weights")
     parser.add_argument("--rows", type=int, default=120, help="rows of which the best possible is worked out")
     main(**vars(parser.parse_args()))

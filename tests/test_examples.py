@@ -317,7 +317,7 @@ def test_all_pairs_are_those_that_are_drawn(example):
 @pytest.mark.slow
 def test_an_encoder_learns_nearly_all_there_is_to_learn(example, capsys):
     losses, masked, follows = example("12").main()
-    assert masked[0] > masked[1] - 0.03 and follows[0] >= 0.95 and follows[1] == pytest.approx(0.9896, abs=1e-4)
+    assert masked[0] > masked[1] - 0.05 and follows[0] >= 0.95 and follows[1] == pytest.approx(0.9896, abs=1e-4)
 
 
 # ---- 13 ----
