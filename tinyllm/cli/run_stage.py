@@ -104,10 +104,10 @@ def _resumed_config(args, stage: Stage) -> RunConfig:
 
 
 def observers(stage: Stage, model: Module, tokenizer: Tokenizer, steps: int) -> list[Progress]:
-    """The display; in pretraining with a short sample after each evaluation."""
+    """The display; of a stage whose model continues texts, with a short sample after each evaluation."""
     parameters = [p for _, p in model.named_parameters()]
     learned, total = sum(p.size for p in parameters if p.requires_grad), sum(p.size for p in parameters)
-    if stage.name != "pretrain":
+    if not stage.continues:
         say(f"model: {total:,} parameters, of which {learned:,} are learned")
         return [Progress(steps, unit=stage.unit)]
     d = describe(model.config)

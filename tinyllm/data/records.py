@@ -1,7 +1,10 @@
 """Records of .jsonl files: an object on each line; what is wrong in one is said with file, line and field."""
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from tinyllm.data.atomic import atomic_file
 
 BYTE_ORDER_MARK = "\ufeff"
 
@@ -25,6 +28,16 @@ def json_records(path: Path, example: dict) -> Iterator[tuple[int, str, dict]]:
             if not isinstance(record, dict):
                 raise ValueError(f"{where}: expected an object with a field {next(iter(example))!r}, found {json_kind(record)}")
             yield number, where, record
+
+
+def write_records(path: str | os.PathLike, records: Iterable[dict]) -> int:
+    """Write a .jsonl file, a record a line, and return how many; the file is there whole or not at all."""
+    count = 0
+    with atomic_file(path) as file:
+        for count, record in enumerate(records, start=1):  # noqa: B007
+            # a source is a file's name, which may hold bytes that are no text: JSON can spell these
+            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
+    return count
 
 
 def field_of(record: dict, name: str, where: str) -> object:

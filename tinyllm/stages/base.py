@@ -5,7 +5,6 @@
     RUN/data/val.jsonl           examples that are only measured
 """
 import dataclasses
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +15,7 @@ import numpy as np
 
 from tinyllm.backend import array_module, random_stream
 from tinyllm.config import again, setting
-from tinyllm.data import atomic_file
-from tinyllm.data.records import json_records
+from tinyllm.data.records import json_records, write_records
 from tinyllm.nn import LoRA, LoRAConfig, Module, Transformer, grow_vocabulary, merge_adapters, unfreeze
 from tinyllm.stages.stage import BASE_WEIGHTS, Announce, Stage, Validation, load_run
 from tinyllm.tokenizer import Tokenizer, add_special_tokens
@@ -133,6 +131,7 @@ class Tune(Stage):
         config = self.complete(config, parts, tokenizer, announce)
         tokenizer.save(run.tokenizer)
         save_weights(run.base, model)
+        run.data.mkdir(exist_ok=True)
         for part, records in parts.items():
             write_records(run.data / f"{part}.jsonl", records)
         announce(f"base: {config.base.run}, {sum(p.size for _, p in model.named_parameters()):,} parameters")
@@ -201,14 +200,6 @@ def save_weights(folder: Path, model: Module) -> None:
     """As RUN/base holds them."""
     folder.mkdir()
     save(folder / BASE_WEIGHTS, model.state_dict())
-
-
-def write_records(path: Path, records: Sequence[dict]) -> None:
-    """A .jsonl file, which is there whole or not at all."""
-    path.parent.mkdir(exist_ok=True)
-    with atomic_file(path) as file:
-        for record in records:  # a source's name may hold bytes that are no text: JSON can spell these
-            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def set_aside(count: int, fraction: float, seed: int) -> set[int]:

@@ -86,6 +86,7 @@ class Pretrain(Stage):
 
     name, Config, command = "pretrain", PretrainConfig, ("train",)
     options = {"data": "text and tokenizer", "model": "model", "train": "training"}
+    continues = True
 
     def prepare(self, config: PretrainConfig, run: Run, announce: Announce) -> PretrainConfig:
         tokenizer = make_data(config.data, config.train.seed, run, announce)

@@ -46,8 +46,6 @@ from tinyllm.train.run import Run
 from tinyllm.train.safetensors import load
 
 EXAMINED = 64  # prompts of a validation batch
-
-
 VERIFIERS: dict[str, Callable[[str, str], bool]] = {"ending": same_answer, "exact": exact_match, "number": last_number, "contains": contains}
 
 
@@ -115,7 +113,6 @@ class PPORunConfig(TuneConfig):
 
 class _Rollouts(Tune):
     """What both do with prompts."""
-
 
     def complete(self, config: TuneConfig, parts: dict[str, list[dict]], tokenizer: Tokenizer, announce: Announce) -> TuneConfig:
         room = config.model.context - config.rollouts.max_tokens

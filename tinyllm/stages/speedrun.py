@@ -18,6 +18,7 @@ import numpy as np
 from tinyllm.align import GRPOConfig, PreferenceConfig
 from tinyllm.config import check, from_dict, setting, suggestion
 from tinyllm.data import IGNORE, CleanConfig, DedupConfig, Document, atomic_file, clean_into, deduplicate_into, read_documents
+from tinyllm.data.records import write_records
 from tinyllm.data.tinyworld import World, best_masked_in_pairs, best_next_sentence_accuracy, save_records
 from tinyllm.data.tinyworld.crawl import cleaning, crawl, texts_of
 from tinyllm.evaluate import Card, Result, Task, evaluate, reward_curve, training_curve, write_card
@@ -140,7 +141,8 @@ class Speedrun:
     def _complete(self, name: str) -> bool:
         if name == "text":
             return (self.texts / "text.jsonl").exists()
-        return all(Run(self.folder / folder).summary.exists() for folder in ([f"classify-{label}" for label in LEARNED] if name == "classify" else [name]))
+        folders = [f"classify-{label}" for label in LEARNED] if name == "classify" else [name]
+        return all(Run(self.folder / folder).summary.exists() for folder in folders)
 
     # ---- text ----
 
@@ -298,6 +300,5 @@ class Speedrun:
 
 
 def write_documents(path: Path, documents: Iterable[Document]) -> None:
-    """A .jsonl file of texts with their sources, there whole or not at all."""
-    with atomic_file(path) as file:
-        file.writelines(json.dumps(dict(text=d.text, source=d.source), ensure_ascii=False).encode() + b"\n" for d in documents)
+    """A .jsonl file of texts with their sources."""
+    write_records(path, map(dataclasses.asdict, documents))

@@ -79,6 +79,7 @@ class Stage(ABC):
 
     name : in config.json.     Config : its settings.     options : which parts of it are options of the command line, and their headings.
     command : the words that begin it.     unit : what it counts when it says how much was learned.
+    continues : whether the model goes on with any text while it learns, so that a sample shows how far it is.
     """
 
     name: ClassVar[str]
@@ -86,6 +87,7 @@ class Stage(ABC):
     options: ClassVar[dict[str, str]]
     command: ClassVar[tuple[str, ...]]
     unit: ClassVar[str] = "tokens"
+    continues: ClassVar[bool] = False
 
     @abstractmethod
     def prepare(self, config: RunConfig, run: Run, announce: Announce) -> RunConfig:

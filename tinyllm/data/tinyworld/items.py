@@ -1,11 +1,10 @@
 """What a world hands out, its form on disk, and how a reply is read."""
-import json
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tinyllm.data.atomic import atomic_file
+from tinyllm.data.records import write_records
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": …}
 SENTENCE_END = re.compile(r"(?<=[.?!]) ")
@@ -83,9 +82,5 @@ def final_answer(reply: str) -> str:
 
 
 def save_records(path: str | os.PathLike, items: Iterable[Item | Preference | Exercise]) -> int:
-    """Write a .jsonl file, a record a line, and return how many; the file is there whole or not at all."""
-    count = 0
-    with atomic_file(path) as file:
-        for count, item in enumerate(items, start=1):  # noqa: B007
-            file.write((json.dumps(item.record(), ensure_ascii=False) + "\n").encode())
-    return count
+    """Write their records as a .jsonl file (see `write_records`), and return how many."""
+    return write_records(path, (item.record() for item in items))
