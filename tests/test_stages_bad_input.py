@@ -233,6 +233,7 @@ OPTIONS = {
         "--loss gpo": "--loss is 'gpo': it takes dpo, ipo, kto, orpo, simpo; did you mean",
         "--label-smoothing 0.7": "--label-smoothing is 0.7: it must be at most 0.5",
         "--beta 0": "--beta is 0.0: it must be at least 1e-06",
+        "--loss orpo --beta 0.2": "--beta weighs the distance to a reference, which --loss orpo has none of",
         "--loss ipo --label-smoothing 0.2": "--label-smoothing is a setting of --loss dpo, which --loss ipo does not look at",
         "--gamma 2": "--gamma is a setting of --loss simpo",
         "--loss kto --strength 0.3": "--strength is a setting of --loss orpo",

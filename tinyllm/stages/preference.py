@@ -64,6 +64,11 @@ class DPOConfig(TuneConfig):
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
 
+    def checked(self) -> "DPOConfig":
+        if self.preference.loss == "orpo" and self.preference.beta != PreferenceConfig.beta:
+            raise ValueError("--beta weighs the distance to a reference, which --loss orpo has none of: leave it out; --strength is its weight")
+        return super().checked()
+
 
 class _Pairs(Tune):
     """What both do with files of pairs."""
